@@ -32,7 +32,7 @@ const (
 // PublicBootstrap lists the nodes through which one enters the public network. The address before the "@" is
 // used as long as it answers, the name is resolved if not.
 //
-// Source: the defaults of npm hyperdht,/lib/constants.js.
+// Source: npm hyperdht, lib/constants.js.
 func PublicBootstrap() []string {
 	return []string{
 		"88.99.3.86@node1.hyperdht.org:49737",
