@@ -1,0 +1,353 @@
+//go:build linux
+
+package netlab
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// noSandbox says why the tests cannot run here.
+var noSandbox error
+
+func TestMain(m *testing.M) {
+	noSandbox = Enter()
+	os.Exit(m.Run())
+}
+
+func newLab(t *testing.T) *Lab {
+	t.Helper()
+	if noSandbox != nil {
+		t.Skip(noSandbox)
+	}
+	l, err := New("", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Errorf("close the lab: %v", err)
+		}
+		if left, err := os.ReadDir(netnsDir); err != nil || len(left) > 0 {
+			t.Errorf("namespaces left: %v, %v", left, err)
+		}
+	})
+	return l
+}
+
+func newSite(t *testing.T, l *Lab, name string, nat NAT) *Site {
+	t.Helper()
+	s, err := l.Site(name, nat)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+var (
+	natA = NAT{WAN: netip.MustParseAddr("192.88.99.101"), LAN: netip.MustParsePrefix("192.168.1.0/24")}
+	natB = NAT{WAN: netip.MustParseAddr("192.88.99.102"), LAN: netip.MustParsePrefix("192.168.1.0/24")}
+)
+
+func listenUDP(t *testing.T, n *Net, addr string) *net.UDPConn {
+	t.Helper()
+	c, err := n.ListenUDP(netip.MustParseAddrPort(addr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// receive returns the next datagram, or "" if there is none for 200 ms.
+func receive(t *testing.T, c *net.UDPConn) (text string, from netip.AddrPort) {
+	t.Helper()
+	if err := c.SetReadDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 2048)
+	n, from, err := c.ReadFromUDPAddrPort(b)
+	if err != nil {
+		return "", netip.AddrPort{}
+	}
+	return string(b[:n]), netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+}
+
+func send(t *testing.T, c *net.UDPConn, text, to string) {
+	t.Helper()
+	if _, err := c.WriteToUDPAddrPort([]byte(text), netip.MustParseAddrPort(to)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestRoutersKeepPortsAndDropStrangers(t *testing.T) {
+	l := newLab(t)
+	a, b := newSite(t, l, "a", natA), newSite(t, l, "b", natB) // the same prefix inside: it must not matter
+	if _, err := l.PublicAddrs(1); err != nil {
+		t.Fatal(err)
+	}
+	node := listenUDP(t, l.Internet, "192.88.99.10:49737")
+	ca, cb := listenUDP(t, a.Host(), "192.168.1.10:5000"), listenUDP(t, b.Host(), "192.168.1.10:6000")
+
+	send(t, ca, "hello", "192.88.99.10:49737")
+	if got, from := receive(t, node); got != "hello" || from.String() != "192.88.99.101:5000" {
+		t.Errorf("the node received %q from %v, want hello from 192.88.99.101:5000", got, from)
+	}
+	send(t, node, "answer", "192.88.99.101:5000")
+	if got, _ := receive(t, ca); got != "answer" {
+		t.Errorf("host a received %q, want the node's answer", got)
+	}
+	send(t, cb, "stranger", "192.88.99.101:5000")
+	if got, from := receive(t, ca); got != "" {
+		t.Errorf("host a received %q from %v, which it never talked to", got, from)
+	}
+	send(t, ca, "punch", "192.88.99.102:6000")
+	if got, from := receive(t, cb); got != "punch" || from.String() != "192.88.99.101:5000" {
+		t.Errorf("host b received %q from %v after punching, want punch from 192.88.99.101:5000", got, from)
+	}
+	flows, err := l.Flows()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]uint64{ // headers of IPv4 and UDP included
+		"192.88.99.101:5000 192.88.99.102:6000": 28 + 5,
+		"192.88.99.102:6000 192.88.99.101:5000": 28 + 8,
+	}
+	for _, f := range flows {
+		name := fmt.Sprintf("%v %v", f.From, f.To)
+		if f.Packets != 1 || f.Bytes != want[name] {
+			t.Errorf("flow %s: %d packets of %d bytes, want 1 of %d", name, f.Packets, f.Bytes, want[name])
+		}
+		delete(want, name)
+	}
+	if len(want) > 0 {
+		t.Errorf("flows missing: %v", want)
+	}
+}
+
+func TestRandomRouterMapsEachFlowToAnotherPort(t *testing.T) {
+	l := newLab(t)
+	nat := natA
+	nat.Random = true
+	a := newSite(t, l, "a", nat)
+	if _, err := l.PublicAddrs(3); err != nil {
+		t.Fatal(err)
+	}
+	c := listenUDP(t, a.Host(), "192.168.1.10:5000")
+	ports := map[uint16]bool{}
+	for _, addr := range []string{"192.88.99.10:49737", "192.88.99.11:49737", "192.88.99.12:49737"} {
+		node := listenUDP(t, l.Internet, addr)
+		send(t, c, "hello", addr)
+		_, from := receive(t, node)
+		ports[from.Port()] = true
+	}
+	if len(ports) < 2 || ports[0] {
+		t.Errorf("three nodes saw the ports %v, want different ones", ports)
+	}
+}
+
+func TestProbesWithALowTTLDieInTheInternet(t *testing.T) {
+	l := newLab(t)
+	a, b := newSite(t, l, "a", natA), newSite(t, l, "b", natB)
+	for _, row := range []struct {
+		ttl  string
+		want bool
+	}{{"5", false}, {"64", true}} {
+		listener := listenUDP(t, b.Router, "192.88.99.102:"+row.ttl+"00")
+		if err := b.Router.Run("nft", "insert", "rule", "inet", "filter", "input", "udp", "dport", row.ttl+"00", "accept"); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Host().Sysctl("net.ipv4.ip_default_ttl=" + row.ttl); err != nil {
+			t.Fatal(err)
+		}
+		send(t, listenUDP(t, a.Host(), "0.0.0.0:0"), "probe", "192.88.99.102:"+row.ttl+"00")
+		if got, _ := receive(t, listener); (got != "") != row.want {
+			t.Errorf("TTL %s: received %q, want it to arrive: %v", row.ttl, got, row.want)
+		}
+	}
+}
+
+func TestLinkHasTheAccidentsAskedFor(t *testing.T) {
+	const frames = 6_000
+	for _, row := range []struct {
+		name  string
+		imp   Impairment
+		check func(s LinkStats, arrived, repeated, disordered, altered int) string
+	}{
+		{"none", Impairment{}, func(s LinkStats, arrived, repeated, disordered, altered int) string {
+			return wantCounts(arrived, frames, repeated, 0, disordered, 0, altered, 0)
+		}},
+		{"loss", Impairment{Loss: 0.05}, func(s LinkStats, arrived, repeated, disordered, altered int) string {
+			return wantCounts(arrived, frames-int(s.Lost), repeated, 0, disordered, 0, altered, 0)
+		}},
+		{"duplicate", Impairment{Duplicate: 0.05}, func(s LinkStats, arrived, repeated, disordered, altered int) string {
+			return wantCounts(arrived, frames, repeated, int(s.Duplicated), disordered, 0, altered, 0)
+		}},
+		{"reorder", Impairment{Reorder: 0.05}, func(s LinkStats, arrived, repeated, disordered, altered int) string {
+			return wantCounts(arrived, frames, repeated, 0, disordered, int(s.Reordered), altered, 0)
+		}},
+		{"corrupt", Impairment{Corrupt: 0.05}, func(s LinkStats, arrived, repeated, disordered, altered int) string {
+			return wantCounts(arrived, frames, repeated, 0, disordered, 0, altered, int(s.Corrupted))
+		}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			l := newLab(t)
+			nat := natA
+			nat.Link = &Impairment{}
+			a := newSite(t, l, "a", nat)
+			if _, err := l.PublicAddrs(1); err != nil {
+				t.Fatal(err)
+			}
+			node := listenUDP(t, l.Internet, "192.88.99.10:49737")
+			c := listenUDP(t, a.Host(), "192.168.1.10:5000")
+			send(t, c, "hello", "192.88.99.10:49737")
+			if got, _ := receive(t, node); got != "hello" {
+				t.Fatalf("received %q, want hello", got)
+			}
+			a.Link.Set(row.imp)
+			before := a.Link.Stats()
+			var arrived, repeated, disordered, altered int
+			seen, highest := make([]bool, frames), -1
+			b := make([]byte, 2048)
+			// Window by window, so that no socket buffer overflows.
+			for i := range frames {
+				send(t, c, strings.Repeat(fmt.Sprintf("%08d", i), 12), "192.88.99.10:49737")
+				last := i == frames-1
+				if i%100 != 99 && !last {
+					continue
+				}
+				for {
+					wait := 10 * time.Millisecond
+					if last {
+						wait = 200 * time.Millisecond
+					}
+					node.SetReadDeadline(time.Now().Add(wait)) //nolint:errcheck // the read fails then
+					n, _, err := node.ReadFromUDPAddrPort(b)
+					if err != nil {
+						break
+					}
+					seq, err := strconv.Atoi(string(b[:min(8, n)]))
+					if err != nil || seq < 0 || seq >= frames || string(b[:n]) != strings.Repeat(fmt.Sprintf("%08d", seq), 12) {
+						altered++
+						continue
+					}
+					switch {
+					case seen[seq]:
+						repeated++
+					case seq < highest:
+						disordered++
+						arrived++
+					default:
+						arrived++
+					}
+					seen[seq], highest = true, max(highest, seq)
+				}
+			}
+			s := a.Link.Stats()
+			s.Frames -= before.Frames
+			if s.Frames < frames {
+				t.Errorf("%d frames counted, want at least %d", s.Frames, frames)
+			}
+			if happened := s.Lost + s.Duplicated + s.Reordered + s.Corrupted; row.name != "none" &&
+				(happened < frames*4/100 || happened > frames*6/100) {
+				t.Errorf("%d accidents with %d frames, want about %d", happened, frames, frames*5/100)
+			}
+			if complaint := row.check(s, arrived, repeated, disordered, altered); complaint != "" {
+				t.Error(complaint)
+			}
+		})
+	}
+}
+
+// wantCounts compares pairs of got and want: arrived, repeated, disordered, altered. A late frame may find nobody
+// to overtake it, so some may be missing; a frame that is not the test's (ARP) may meet an accident too.
+func wantCounts(pairs ...int) string {
+	names := []string{"arrived", "repeated", "disordered", "altered"}
+	for i, name := range names {
+		got, want := pairs[2*i], pairs[2*i+1]
+		if name == "arrived" {
+			continue
+		}
+		if got > want || got < want*8/10 {
+			return fmt.Sprintf("%s: %d, want %d", name, got, want)
+		}
+	}
+	if got, want := pairs[0]+pairs[6], pairs[1]; got < want-5 || got > want+5 {
+		return fmt.Sprintf("arrived: %d, want %d", got, want)
+	}
+	return ""
+}
+
+func TestCaptureSeesBothDirections(t *testing.T) {
+	l := newLab(t)
+	a := newSite(t, l, "a", natA)
+	if _, err := l.PublicAddrs(1); err != nil {
+		t.Fatal(err)
+	}
+	node := listenUDP(t, l.Internet, "192.88.99.10:49737")
+	c := listenUDP(t, a.Host(), "192.168.1.10:5000")
+	seen := make(chan string, 10)
+	stop, err := a.Host().Capture("eth0", func(d Datagram) {
+		seen <- fmt.Sprintf("%v %v %v %s", d.Out, d.From, d.To, d.Payload)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	send(t, c, "hello", "192.88.99.10:49737")
+	receive(t, node)
+	send(t, node, "answer", "192.88.99.101:5000")
+	receive(t, c)
+	for _, want := range []string{
+		"true 192.168.1.10:5000 192.88.99.10:49737 hello",
+		"false 192.88.99.10:49737 192.168.1.10:5000 answer",
+	} {
+		select {
+		case got := <-seen:
+			if got != want {
+				t.Errorf("captured %s, want %s", got, want)
+			}
+		case <-time.After(5 * time.Second):
+			t.Fatalf("nothing captured, want %s", want)
+		}
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestProcessesLiveInTheirNamespaceAndEndWithTheLab(t *testing.T) {
+	l := newLab(t)
+	a := newSite(t, l, "a", natA)
+	lines := make(chan string, 10)
+	p, err := a.Host().Start(Cmd{
+		Args:   []string{"sh", "-c", "ip -o -4 addr show dev eth0; echo $WORD; exec sleep 600"},
+		Env:    []string{"WORD=hello"},
+		OnLine: func(line string) { lines <- line },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := <-lines; !strings.Contains(got, "192.168.1.10/24") {
+		t.Errorf("the process sees %q, want the host's address", got)
+	}
+	if got := <-lines; got != "hello" {
+		t.Errorf("environment: %q, want hello", got)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-p.Done():
+	default:
+		t.Error("the process lives on after the lab was closed")
+	}
+	if code, err := p.Wait(t.Context()); code != 130 || err != nil {
+		t.Errorf("exit status %d, %v, want 130 (interrupted)", code, err)
+	}
+}
