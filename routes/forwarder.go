@@ -1,0 +1,333 @@
+package routes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"omegatun/dht/key"
+)
+
+// Device is the packet device of the host, as package tun opens it.
+type Device interface {
+	// Read waits for packets and puts each into bufs[i][offset:] and its length into sizes[i]. It returns how many
+	// there are. Packets may be there even if there is an error. After the device was closed, and by its closing,
+	// it returns an error that wraps [os.ErrClosed]. Any error is final.
+	Read(bufs [][]byte, sizes []int, offset int) (int, error)
+	// Write gives the packets bufs[i][offset:] to the host. The offset bytes before each packet are the device's to
+	// use, and so is the capacity behind it: packets may be merged there. The elements of bufs may change. All of
+	// it is the caller's again when Write returns. It is safe for concurrent use, also with Read.
+	Write(bufs [][]byte, offset int) (int, error)
+	// BatchSize is the number of buffers Read wants, 1 or more. It does not change.
+	BatchSize() int
+	// MTU is the size in bytes of the largest packet that the host sends to the device.
+	MTU() (int, error)
+}
+
+// Headroom is the offset in bytes at which the forwarder reads and writes packets of its own. It is enough for every
+// device of package tun, and a good value for [Forwarder.Deliver].
+const Headroom = 16
+
+// ErrPeerExists is returned when a key is added twice.
+var ErrPeerExists = errors.New("peer exists")
+
+// Config configures a [Forwarder].
+type Config struct {
+	Local  []netip.Addr // this node's virtual addresses, of which programs send and at which peers reach it
+	Logger *slog.Logger // nil: discard
+}
+
+// Forwarder carries packets between a device and the sessions of peers. All methods are safe for concurrent use. It
+// starts no goroutine: [Forwarder.Run] and [Forwarder.Deliver] work in their caller's.
+type Forwarder struct {
+	dev      Device
+	local    []netip.Addr // immutable
+	log      *slog.Logger
+	table    Table
+	counters counters // of packets that belong to no peer
+
+	mu    sync.Mutex // guards peers; taken before the table's
+	peers map[key.Public]*Peer
+}
+
+// NewForwarder returns a forwarder without peers. It does not own dev.
+func NewForwarder(dev Device, cfg Config) *Forwarder {
+	f := &Forwarder{dev: dev, log: cfg.Logger, peers: make(map[key.Public]*Peer)}
+	if f.log == nil {
+		f.log = slog.New(slog.DiscardHandler)
+	}
+	for _, a := range cfg.Local {
+		f.local = append(f.local, a.Unmap())
+	}
+	return f
+}
+
+// AddPeer lets packets flow to and from a peer. The error wraps [ErrPeerExists] or [ErrPrefixTaken], or says which
+// prefix is invalid or holds an address of this node.
+func (f *Forwarder) AddPeer(cfg PeerConfig) (*Peer, error) {
+	for _, prefix := range cfg.Prefixes {
+		for _, a := range f.local {
+			if prefix.IsValid() && prefix.IsSingleIP() && prefix.Addr().Unmap() == a {
+				return nil, fmt.Errorf("routes: add peer %s: %v is this node's own address", cfg.Key.Short(), a)
+			}
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.peers[cfg.Key] != nil {
+		return nil, fmt.Errorf("routes: add peer %s: %w", cfg.Key.Short(), ErrPeerExists)
+	}
+	p := newPeer(cfg)
+	if err := f.table.Insert(p, p.prefixes); err != nil {
+		return nil, err
+	}
+	f.peers[cfg.Key] = p
+	return p, nil
+}
+
+// RemovePeer undoes [Forwarder.AddPeer]; for a peer that was removed it does nothing. Packets on their way may still pass.
+func (f *Forwarder) RemovePeer(p *Peer) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.peers[p.key] == p {
+		delete(f.peers, p.key)
+		f.table.Remove(p, p.prefixes)
+	}
+}
+
+// Peer returns the peer with this key, nil if there is none.
+func (f *Forwarder) Peer(k key.Public) *Peer {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.peers[k]
+}
+
+// Lookup returns the peer that packets to a go to, nil if there is none.
+func (f *Forwarder) Lookup(a netip.Addr) *Peer { return f.table.Lookup(a.Unmap().WithZone("")) }
+
+// Peers returns all peers, ordered by key.
+func (f *Forwarder) Peers() []*Peer {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	peers := make([]*Peer, 0, len(f.peers))
+	for _, p := range f.peers {
+		peers = append(peers, p)
+	}
+	slices.SortFunc(peers, func(a, b *Peer) int { return a.key.Compare(b.key) })
+	return peers
+}
+
+// Stats returns what has been counted for packets that belong to no peer.
+func (f *Forwarder) Stats() Stats { return f.counters.stats() }
+
+// Run carries packets from the device to the sessions until the device is closed, and then returns nil. Any other
+// error of reading ends it too. When ctx ends, Run returns its cause after the batch that is being waited for: close
+// the device to end it at once. Run must be called only once.
+func (f *Forwarder) Run(ctx context.Context) error {
+	o, err := newOutbound(f)
+	if err != nil {
+		return err
+	}
+	for ctx.Err() == nil {
+		n, err := f.dev.Read(o.bufs, o.sizes, Headroom)
+		o.forward(n)
+		switch {
+		case errors.Is(err, os.ErrClosed):
+			return nil
+		case err != nil:
+			return fmt.Errorf("routes: read from the device: %w", err)
+		}
+	}
+	return context.Cause(ctx)
+}
+
+// Deliver writes to the device those packets that p may send us. Packet i is bufs[i][offset:]; bytes that follow
+// it are cut off. A packet is dropped and counted unless its header is sound, its source one of p's addresses, and its destination
+// one of ours. TCP connections are held to the MTU of p.
+//
+// The offset bytes before each packet and the capacity behind it are the device's to use, as [Device] says, so no two
+// buffers may overlap there. [Headroom] is enough as offset; packets are merged into larger ones only if the capacity
+// of a buffer is at least 65535 + 2·offset. The elements of bufs change: rebuild them before the next call. Everything
+// is the caller's again when Deliver returns. It may run in several goroutines at once, with different bufs.
+func (f *Forwarder) Deliver(p *Peer, bufs [][]byte, offset int) {
+	accepted, bytes := bufs[:0], 0
+	mtu := p.MTU()
+	for _, buf := range bufs {
+		length, reason := f.admit(p, buf, offset)
+		if length == 0 {
+			p.counters.drop(reason, 1)
+			continue
+		}
+		ClampMSS(buf[offset:offset+length], mtu)
+		accepted = append(accepted, buf[:offset+length])
+		bytes += length
+	}
+	if len(accepted) == 0 {
+		return
+	}
+	packets := len(accepted)
+	if _, err := f.dev.Write(accepted, offset); err != nil {
+		p.counters.drop(DeviceFailed, packets)
+		if !errors.Is(err, os.ErrClosed) {
+			f.log.Debug("writing to the device failed", "peer", p.key.Short(), "packets", packets, "error", err)
+		}
+		return
+	}
+	p.counters.rxPackets.Add(uint64(packets))
+	p.counters.rxBytes.Add(uint64(bytes))
+}
+
+// admit returns the length of the packet buf[offset:] from p, or zero and why it is dropped.
+func (f *Forwarder) admit(p *Peer, buf []byte, offset int) (int, Reason) {
+	if len(buf) < offset {
+		return 0, Malformed
+	}
+	packet := buf[offset:]
+	src, dst, length, ok := parsePacket(packet)
+	switch {
+	case !ok || !headerSumOK(packet):
+		return 0, Malformed
+	case f.table.Lookup(src) != p || f.isLocal(src):
+		return 0, SourceNotAllowed
+	case !f.isLocal(dst):
+		return 0, DestinationNotOurs
+	}
+	return length, 0
+}
+
+func (f *Forwarder) isLocal(a netip.Addr) bool { return slices.Contains(f.local, a) }
+
+// outbound is the state of [Forwarder.Run], owned by its goroutine.
+type outbound struct {
+	f     *Forwarder
+	bufs  [][]byte // the device reads into these
+	sizes []int
+	run   [][]byte // consecutive packets of bufs to one peer
+	reply [1][]byte
+	spare []byte // where reply is built; as reply, but empty
+	limit bucket
+}
+
+func newOutbound(f *Forwarder) (*outbound, error) {
+	mtu, err := f.dev.MTU()
+	if err != nil {
+		return nil, fmt.Errorf("routes: MTU of the device: %w", err)
+	}
+	n := max(1, f.dev.BatchSize())
+	o := &outbound{
+		f:     f,
+		bufs:  make([][]byte, n),
+		sizes: make([]int, n),
+		run:   make([][]byte, 0, n),
+		spare: make([]byte, Headroom, Headroom+MinMTU),
+	}
+	// One arena, close together, because it should stay in the processor's cache. The first buffer is as large as any packet:
+	// what is not cut from a larger one comes there, and the interface's MTU may have been raised since.
+	const slack, first = 64, Headroom + maxPacket + 1
+	size := (Headroom + max(mtu, MinMTU) + slack) &^ (slack - 1)
+	arena := make([]byte, first+(n-1)*size)
+	o.bufs[0], arena = arena[:first:first], arena[first:]
+	for i := 1; i < n; i++ {
+		o.bufs[i], arena = arena[:size:size], arena[size:]
+	}
+	return o, nil
+}
+
+// forward sends the first n packets that were read.
+func (o *outbound) forward(n int) {
+	var to *Peer
+	o.run = o.run[:0]
+	for i := range n {
+		p, packet := o.route(o.bufs[i][Headroom : Headroom+o.sizes[i]])
+		if p == nil {
+			continue
+		}
+		if p != to && len(o.run) > 0 {
+			o.send(to)
+		}
+		to = p
+		o.run = append(o.run, packet)
+	}
+	if len(o.run) > 0 {
+		o.send(to)
+	}
+}
+
+// send gives the run to the session of p and empties it.
+func (o *outbound) send(p *Peer) {
+	if err := p.send(o.run); err != nil && errors.Is(err, ErrUnreachable) {
+		for _, packet := range o.run {
+			if !o.answer(AppendUnreachable, packet) {
+				break
+			}
+		}
+	}
+	o.run = o.run[:0]
+}
+
+// route returns which peer a packet of the host goes to, and the packet without bytes that follow it; nil if it was
+// dropped.
+func (o *outbound) route(b []byte) (*Peer, []byte) {
+	f := o.f
+	src, dst, length, ok := parsePacket(b)
+	if !ok {
+		f.counters.drop(Malformed, 1)
+		return nil, nil
+	}
+	packet := b[:length:length]
+	if !f.isLocal(src) {
+		if isChatter(src, dst) {
+			f.counters.drop(Chatter, 1)
+		} else {
+			f.counters.drop(SourceNotOurs, 1)
+		}
+		return nil, nil
+	}
+	p := f.table.Lookup(dst)
+	if p == nil || f.isLocal(dst) {
+		if isChatter(src, dst) {
+			f.counters.drop(Chatter, 1)
+			return nil, nil
+		}
+		f.counters.drop(NoRoute, 1)
+		o.answer(AppendNoRoute, packet)
+		return nil, nil
+	}
+	mtu := p.MTU()
+	if length > mtu {
+		p.counters.drop(TooBig, 1)
+		o.answer(func(b, packet []byte) []byte { return AppendTooBig(b, packet, mtu) }, packet)
+		return nil, nil
+	}
+	ClampMSS(packet, mtu)
+	return p, packet
+}
+
+// answer writes to the device what build makes of packet. It reports whether it may be called again at once.
+func (o *outbound) answer(build func(b, packet []byte) []byte, packet []byte) bool {
+	if !o.limit.take(time.Now()) {
+		return false
+	}
+	message := build(o.spare, packet)
+	if len(message) == len(o.spare) {
+		return true
+	}
+	o.reply[0] = message
+	if _, err := o.f.dev.Write(o.reply[:], Headroom); err != nil {
+		o.f.log.Debug("writing an ICMP message to the device failed", "error", err)
+	}
+	return true
+}
+
+// isChatter reports whether a packet between these addresses is what systems send on every interface: router
+// solicitations, neighbour discovery, mDNS and the like.
+func isChatter(src, dst netip.Addr) bool {
+	return dst.IsMulticast() || dst.IsLinkLocalUnicast() || dst == netip.AddrFrom4([4]byte{255, 255, 255, 255}) ||
+		src.IsLinkLocalUnicast() || src.IsUnspecified()
+}

@@ -1,0 +1,94 @@
+package routes
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+
+	"omegatun/dht/key"
+)
+
+// ErrUnreachable is what a [Session] returns (or wraps) when its peer cannot be reached now and waiting does not
+// help: programs that sent to it are told at once with an ICMP message, where they would otherwise wait.
+var ErrUnreachable = errors.New("peer is unreachable")
+
+// Session carries packets to one peer.
+type Session interface {
+	// Send seals and sends IP packets, in order. It must neither change nor keep them. An error concerns all of
+	// them; they are counted as [NoSession] and, for [ErrUnreachable], answered. It is called from the goroutine
+	// of [Forwarder.Run] only, and should not block: everyone's packets wait meanwhile.
+	Send(packets [][]byte) error
+}
+
+// PeerConfig describes a peer to [Forwarder.AddPeer].
+type PeerConfig struct {
+	Key      key.Public
+	Prefixes []netip.Prefix // what the peer may send from and receive at: its addresses, and networks behind it
+	Session  Session        // nil: none yet, see Peer.SetSession
+	MTU      int            // see Peer.SetMTU; zero: MinMTU
+}
+
+// MinMTU is the smallest size in bytes of a tunnel's packets: what IPv6 requires of any link (RFC 8200, 5).
+const MinMTU = 1280
+
+// Peer is one remote key with its addresses and counters. Its methods are safe for concurrent use.
+type Peer struct {
+	key      key.Public
+	prefixes []netip.Prefix
+	session  atomic.Pointer[Session]
+	mtu      atomic.Int32
+	counters counters
+}
+
+func newPeer(cfg PeerConfig) *Peer {
+	p := &Peer{key: cfg.Key, prefixes: slices.Clone(cfg.Prefixes)}
+	p.SetSession(cfg.Session)
+	p.SetMTU(cfg.MTU)
+	return p
+}
+
+// Key returns the public key of the peer.
+func (p *Peer) Key() key.Public { return p.key }
+
+// Prefixes returns a copy of the prefixes the peer was added with.
+func (p *Peer) Prefixes() []netip.Prefix { return slices.Clone(p.prefixes) }
+
+// SetSession makes the packets that follow go to s; nil: nowhere. The batch in progress may still go to the old one.
+func (p *Peer) SetSession(s Session) {
+	if s == nil {
+		p.session.Store(nil)
+		return
+	}
+	p.session.Store(&s)
+}
+
+// SetMTU sets the size in bytes of the largest IP packet that fits into the tunnel to this peer. It is kept between
+// [MinMTU] and 65535.
+func (p *Peer) SetMTU(mtu int) { p.mtu.Store(int32(max(MinMTU, min(mtu, maxPacket)))) }
+
+// MTU returns the size in bytes of the largest IP packet that fits into the tunnel to this peer.
+func (p *Peer) MTU() int { return int(p.mtu.Load()) }
+
+// Stats returns what has been counted for this peer.
+func (p *Peer) Stats() Stats { return p.counters.stats() }
+
+// send gives packets to the session and counts them.
+func (p *Peer) send(packets [][]byte) error {
+	s := p.session.Load()
+	if s == nil {
+		p.counters.drop(NoSession, len(packets))
+		return nil
+	}
+	if err := (*s).Send(packets); err != nil {
+		p.counters.drop(NoSession, len(packets))
+		return err
+	}
+	bytes := 0
+	for _, packet := range packets {
+		bytes += len(packet)
+	}
+	p.counters.txPackets.Add(uint64(len(packets)))
+	p.counters.txBytes.Add(uint64(bytes))
+	return nil
+}
