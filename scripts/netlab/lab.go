@@ -3,6 +3,7 @@
 package netlab
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,10 +20,10 @@ const depth = 8
 type Lab struct {
 	// Internet joins the sites and carries the public addresses.
 	Internet *Net
-	// Trace, if not nil, is told each command before it runs. Set it before building.
-	Trace func(namespace, command string)
 
+	ctx    context.Context // ends commands of [Net.Run] that are under way
 	prefix string
+	trace  func(namespace, command string) // may be nil
 	nets   []*Net
 	links  []*Link
 
@@ -30,8 +31,10 @@ type Lab struct {
 	processes []*Process
 }
 
-// internetRules count what crosses the internet, by flow.
+// internetRules count what crosses the internet, by flow, and what its own addresses (the DHT nodes) exchange
+// with the sites.
 const internetRules = `table inet internet {
+  counter nodes { }
   set flows {
     type ipv4_addr . inet_service . ipv4_addr . inet_service
     size 65535
@@ -43,13 +46,22 @@ const internetRules = `table inet internet {
     ip ttl <= %d drop
     meta l4proto udp update @flows { ip saddr . udp sport . ip daddr . udp dport }
   }
+  chain input {
+    type filter hook input priority filter
+    iifname != "lo" counter name nodes
+  }
+  chain output {
+    type filter hook output priority filter
+    oifname != "lo" counter name nodes
+  }
 }
 `
 
 // New makes an Internet without sites. The names of its namespaces start with prefix, which tells several
-// labs in one sandbox apart. The caller closes it, also after an error while building.
-func New(prefix string, trace func(namespace, command string)) (*Lab, error) {
-	l := &Lab{prefix: prefix, Trace: trace}
+// labs in one sandbox apart; trace may be nil. The end of ctx ends building, and the commands of [Net.Run].
+// The caller closes the lab, also after an error while adding to it.
+func New(ctx context.Context, prefix string, trace func(namespace, command string)) (*Lab, error) {
+	l := &Lab{ctx: ctx, prefix: prefix, trace: trace}
 	var err error
 	if l.Internet, err = l.newNet("internet"); err != nil {
 		return nil, errors.Join(err, l.Close())
@@ -154,6 +166,27 @@ func (l *Lab) Flows() ([]Flow, error) {
 		}
 	}
 	return flows, nil
+}
+
+// NodeBytes returns how many bytes the internet's own addresses have exchanged with the sites, both directions.
+func (l *Lab) NodeBytes() (uint64, error) {
+	out, err := l.Internet.Output("nft", "-j", "list", "counter", "inet", "internet", "nodes")
+	if err != nil {
+		return 0, err
+	}
+	var list struct {
+		Nftables []struct {
+			Counter struct{ Bytes uint64 } `json:"counter"`
+		} `json:"nftables"`
+	}
+	if err := json.Unmarshal([]byte(out), &list); err != nil {
+		return 0, fmt.Errorf("netlab: nft list: %w", err)
+	}
+	var sum uint64
+	for _, item := range list.Nftables {
+		sum += item.Counter.Bytes
+	}
+	return sum, nil
 }
 
 // Snapshot is the state of a namespace's network that a well-behaved program leaves as it found it: addresses,

@@ -107,10 +107,10 @@ func (n *Net) Output(args ...string) (string, error) {
 const runTimeout = 30 * time.Second
 
 func (n *Net) run(stdin string, args []string) (string, error) {
-	if n.lab.Trace != nil {
-		n.lab.Trace(n.Name, strings.Join(args, " "))
+	if n.lab.trace != nil {
+		n.lab.trace(n.Name, strings.Join(args, " "))
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), runTimeout)
+	ctx, cancel := context.WithTimeout(n.lab.ctx, runTimeout)
 	defer cancel()
 	var out, complaint bytes.Buffer
 	cmd := command(ctx, args)
@@ -118,6 +118,9 @@ func (n *Net) run(stdin string, args []string) (string, error) {
 	err := n.Do(cmd.Start)
 	if err == nil {
 		err = cmd.Wait()
+	}
+	if err != nil && n.lab.ctx.Err() != nil {
+		return "", context.Cause(n.lab.ctx)
 	}
 	if err != nil {
 		err = fmt.Errorf("%s: %s: %w: %s", n.Name, strings.Join(args, " "), err, bytes.TrimSpace(complaint.Bytes()))

@@ -3,6 +3,7 @@
 package netlab
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
@@ -26,7 +27,7 @@ func newLab(t *testing.T) *Lab {
 	if noSandbox != nil {
 		t.Skip(noSandbox)
 	}
-	l, err := New("", nil)
+	l, err := New(context.Background(), "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,6 +111,9 @@ func TestRoutersKeepPortsAndDropStrangers(t *testing.T) {
 	send(t, ca, "punch", "192.88.99.102:6000")
 	if got, from := receive(t, cb); got != "punch" || from.String() != "192.88.99.101:5000" {
 		t.Errorf("host b received %q from %v after punching, want punch from 192.88.99.101:5000", got, from)
+	}
+	if got, err := l.NodeBytes(); err != nil || got != 28+5+28+6 {
+		t.Errorf("exchanged with the node: %d bytes, %v, want %d", got, err, 28+5+28+6)
 	}
 	flows, err := l.Flows()
 	if err != nil {

@@ -57,8 +57,8 @@ func command(ctx context.Context, args []string) *exec.Cmd {
 
 // Start starts a process in the namespace. It is ended when the lab is closed, if not before.
 func (n *Net) Start(c Cmd) (*Process, error) {
-	if n.lab.Trace != nil {
-		n.lab.Trace(n.Name, strings.Join(c.Args, " "))
+	if n.lab.trace != nil {
+		n.lab.trace(n.Name, strings.Join(c.Args, " "))
 	}
 	p := &Process{Name: n.Name + ": " + strings.Join(c.Args, " "), done: make(chan struct{})}
 	p.cmd = command(context.Background(), c.Args)

@@ -139,6 +139,15 @@ func (l *Lab) cable(a *Net, devA string, b *Net, devB string, imp *Impairment) (
 		}
 		l.links = append(l.links, link)
 	}
+	// Without duplicate address detection the devices do not change any more once they are up.
+	for _, end := range []struct {
+		n   *Net
+		dev string
+	}{{a, devA}, {b, devB}} {
+		if err := end.n.Sysctl("net.ipv6.conf." + end.dev + ".accept_dad=0"); err != nil {
+			return nil, err
+		}
+	}
 	return link, errors.Join(
 		a.Run("ip", "link", "set", devA, "up"),
 		b.Run("ip", "link", "set", devB, "up"),

@@ -1,0 +1,57 @@
+# shellcheck shell=bash
+# Shared by the scripts that build omegatun and run it in namespaces: find what they need, or say what is missing.
+
+say() { printf '%s\n' "$*" >&2; }
+
+# need COMMAND:PACKAGE…: the commands must exist; root on a Debian machine gets them installed.
+need() {
+  local pair packages=()
+  PATH=$PATH:/usr/sbin:/sbin # nft and ip are there, also for users
+  for pair in "$@"; do
+    command -v "${pair%%:*}" >/dev/null || packages+=("${pair#*:}")
+  done
+  ((${#packages[@]})) || return 0
+  if [[ $EUID -ne 0 ]] || ! command -v apt-get >/dev/null; then
+    say "missing: ${packages[*]}; install with: sudo apt-get install ${packages[*]}"
+    exit 1
+  fi
+  say "installing ${packages[*]}"
+  local log
+  if ! log=$( { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${packages[@]}"; } 2>&1); then
+    say "$log"
+    say "could not install ${packages[*]}"
+    exit 1
+  fi
+}
+
+# find_go sets $go. sudo often hides the place where Go's own installer puts it.
+find_go() {
+  local candidate
+  for candidate in "$(command -v go || true)" /usr/local/go/bin/go /usr/lib/go/bin/go "${HOME:-}/go/bin/go" /snap/bin/go; do
+    if [[ -n $candidate && -x $candidate ]]; then
+      go=$candidate
+      return
+    fi
+  done
+  say "missing: Go 1.26 or later; see https://go.dev/doc/install"
+  exit 1
+}
+
+# as_invoker COMMAND…: under sudo, run it as the user who called sudo, so that the caches stay theirs.
+as_invoker() {
+  if [[ $EUID -eq 0 && -n ${SUDO_USER:-} && $SUDO_USER != root ]]; then
+    sudo -u "$SUDO_USER" -H -- env PATH="$PATH" "$@"
+  else
+    "$@"
+  fi
+}
+
+# build DIR PACKAGE…: compile commands into DIR.
+build() {
+  local dir=$1
+  shift
+  if [[ $EUID -eq 0 && -n ${SUDO_USER:-} && $SUDO_USER != root ]]; then
+    chown "$SUDO_USER" "$dir"
+  fi
+  as_invoker env CGO_ENABLED=0 "$go" build -buildvcs=false -o "$dir/" "$@"
+}
