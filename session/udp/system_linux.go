@@ -1,0 +1,107 @@
+package udp
+
+import (
+	"fmt"
+	"net/netip"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// system is what batches need. The functions are the kernel's; tests put others in their place.
+type system struct {
+	recvmmsg, sendmmsg mmsgFunc
+	senders            sync.Pool // of *sender
+	merging            bool      // UDP_GRO is on; the receiving goroutine's
+}
+
+// setOptions prepares a socket before it is bound.
+func setOptions(s uintptr, addr netip.Addr, cfg Config) error {
+	fd := int(s)
+	if cfg.Mark != 0 {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, cfg.Mark); err != nil {
+			return fmt.Errorf("set firewall mark %#x: %w", cfg.Mark, err)
+		}
+	}
+	setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, cfg.ReadBuffer)
+	setBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, cfg.WriteBuffer)
+
+	level, df, pktinfo := unix.SOL_IP, unix.IP_MTU_DISCOVER, unix.IP_PKTINFO
+	if addr.Is6() {
+		level, df, pktinfo = unix.SOL_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_RECVPKTINFO
+	}
+	// IPV6_PMTUDISC_PROBE has the same value.
+	if err := unix.SetsockoptInt(fd, level, df, unix.IP_PMTUDISC_PROBE); err != nil {
+		cfg.Logger.Warn("udp: cannot set don't-fragment", "error", err)
+	}
+	if cfg.PacketInfo {
+		if err := unix.SetsockoptInt(fd, level, pktinfo, 1); err != nil {
+			return fmt.Errorf("ask for packet information: %w", err)
+		}
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RXQ_OVFL, 1); err != nil {
+		cfg.Logger.Debug("udp: the kernel does not count dropped datagrams", "error", err)
+	}
+	return nil
+}
+
+// setBuffer sets a buffer's size beyond the system's limit if we may, else up to it.
+func setBuffer(fd, force, plain, size int) {
+	if size > 0 && unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, size) != nil {
+		// What it becomes, Stats tells; start logs it.
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, plain, size)
+	}
+}
+
+// start finds out what the kernel can do.
+func (c *Conn) start(cfg Config) {
+	c.recvmmsg, c.sendmmsg = recvmmsg, sendmmsg
+	c.senders.New = func() any { return newSender(c) }
+	read, write := c.buffers()
+	// The kernel counts twice what it is asked for, to make up for its bookkeeping.
+	if read < 2*cfg.ReadBuffer || write < 2*cfg.WriteBuffer {
+		c.log.Info("udp: socket buffers are smaller than asked for; see net.core.rmem_max and wmem_max",
+			"read_buffer", read/2, "write_buffer", write/2)
+	}
+	if cfg.Disable&FeatureBatch != 0 {
+		c.portable = true
+		return
+	}
+	f := FeatureBatch
+	if _, err := c.getInt(unix.SOL_UDP, unix.UDP_SEGMENT); err == nil { // Linux 4.18
+		f |= FeatureSegment
+	}
+	// Left off until Receive brings a batch with room for trains.
+	if c.setInt(unix.SOL_UDP, unix.UDP_GRO, 0) == nil { // Linux 5.0
+		f |= FeatureMerge
+	}
+	c.features.Store(uint32(f &^ cfg.Disable))
+}
+
+// buffers returns the sizes of the socket's buffers as the kernel counts them.
+func (c *Conn) buffers() (read, write int) {
+	read, _ = c.getInt(unix.SOL_SOCKET, unix.SO_RCVBUF)
+	write, _ = c.getInt(unix.SOL_SOCKET, unix.SO_SNDBUF)
+	return read, write
+}
+
+func (c *Conn) getInt(level, option int) (n int, err error) {
+	if e := c.raw.Control(func(fd uintptr) { n, err = unix.GetsockoptInt(int(fd), level, option) }); e != nil {
+		return 0, e
+	}
+	return n, err
+}
+
+func (c *Conn) setInt(level, option, value int) (err error) {
+	if e := c.raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, value) }); e != nil {
+		return e
+	}
+	return err
+}
+
+func boolInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
