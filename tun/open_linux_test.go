@@ -1,0 +1,344 @@
+package tun
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"omegatun/tun/tuntest"
+)
+
+// openTest opens a device, or skips the test where the system has none. It is closed when the test ends.
+func openTest(t *testing.T, cfg Config) Device {
+	t.Helper()
+	d, err := Open(cfg)
+	if errors.Is(err, ErrNoDevice) || errors.Is(err, ErrPermission) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return d
+}
+
+// bringUp gives the interface of d addresses, and routes to those that packets are to be sent to.
+func bringUp(t *testing.T, d Device, addrs, routes []string) {
+	t.Helper()
+	link, err := netlink.LinkByName(d.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range addrs {
+		a, err := netlink.ParseAddr(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.Flags = unix.IFA_F_NODAD
+		if err := netlink.AddrAdd(link, a); err != nil {
+			t.Fatalf("add address %s: %v", text, err)
+		}
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(netlink.LinkSetUp(link), netlink.LinkSetUp(lo)); err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range routes {
+		dst, err := netlink.ParseIPNet(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: dst}); err != nil {
+			t.Fatalf("add route %s: %v", text, err)
+		}
+	}
+}
+
+func TestOpenNamesAndRemovesInterfaces(t *testing.T) {
+	if !tuntest.InNamespace(t) {
+		return
+	}
+	first := openTest(t, Config{})
+	second := openTest(t, Config{MTU: 1420})
+	if first.Name() != "omega0" || second.Name() != "omega1" {
+		t.Errorf("names %s and %s, want omega0 and omega1", first.Name(), second.Name())
+	}
+	for _, row := range []struct {
+		d    Device
+		want int
+	}{{first, DefaultMTU}, {second, 1420}} {
+		if mtu, err := row.d.MTU(); mtu != row.want || err != nil {
+			t.Errorf("MTU of %s = %d, %v, want %d", row.d.Name(), mtu, err, row.want)
+		}
+	}
+	if _, err := Open(Config{Name: "omega1"}); !errors.Is(err, ErrBusy) {
+		t.Errorf("Open of a name in use: %v, want ErrBusy", err)
+	}
+	if _, err := Open(Config{Name: "lo"}); !errors.Is(err, ErrBusy) {
+		t.Errorf("Open of the loopback interface: %v, want ErrBusy", err)
+	}
+
+	// An idle interface that somebody else made to stay must not be taken over either.
+	foreign := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: "omega2"}, Mode: netlink.TUNTAP_MODE_TUN}
+	if err := netlink.LinkAdd(foreign); err != nil {
+		t.Fatal(err)
+	}
+	if third := openTest(t, Config{}); third.Name() != "omega3" {
+		t.Errorf("with a foreign omega2, Open made %s, want omega3", third.Name())
+	}
+
+	if err := first.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := netlink.LinkByName("omega0"); err == nil {
+		t.Error("omega0 is still there after Close")
+	}
+	if again := openTest(t, Config{Name: "omega0"}); again.Name() != "omega0" {
+		t.Errorf("Open after Close made %s, want omega0", again.Name())
+	}
+}
+
+func TestCloseEndsRead(t *testing.T) {
+	if !tuntest.InNamespace(t) {
+		return
+	}
+	d := openTest(t, Config{})
+	done := make(chan error, 1)
+	go func() {
+		_, err := d.Read(readBuffers(d), make([]int, d.BatchSize()), 16)
+		done <- err
+	}()
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	select {
+	case err := <-done:
+		if !errors.Is(err, os.ErrClosed) {
+			t.Errorf("Read = %v, want ErrClosed", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("Read still waits ten seconds after Close")
+	}
+	if _, err := d.Write(packets(1, 100, 100), 16); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Write after Close: %v, want ErrClosed", err)
+	}
+}
+
+func readBuffers(d Device) [][]byte {
+	bufs := packets(d.BatchSize(), 16+2048, 16+2048)
+	bufs[0] = make([]byte, 16+65536)
+	return bufs
+}
+
+// mirror sends every packet back with source and destination exchanged, so that an address on the far side seems to run what runs here.
+// It returns when d is closed.
+func mirror(t *testing.T, d Device, capacity int) {
+	const offset = 16
+	bufs, sizes := readBuffers(d), make([]int, d.BatchSize())
+	out := packets(d.BatchSize(), 0, max(capacity, offset+2048))
+	send := make([][]byte, 0, d.BatchSize())
+	for {
+		n, err := d.Read(bufs, sizes, offset)
+		if err != nil {
+			if !errors.Is(err, os.ErrClosed) {
+				t.Error(err)
+			}
+			return
+		}
+		send = send[:0]
+		for i := range n {
+			if sizes[i] > 2048 {
+				t.Errorf("a packet of %d bytes was read", sizes[i])
+				continue
+			}
+			b := append(out[i][:0], bufs[i][:offset+sizes[i]]...)
+			swapAddresses(b[offset:])
+			send = append(send, b)
+		}
+		if len(send) > 0 {
+			if _, err := d.Write(send, offset); err != nil && !errors.Is(err, os.ErrClosed) {
+				t.Error(err)
+			}
+		}
+	}
+}
+
+// swapAddresses exchanges source and destination, which no checksum notices.
+func swapAddresses(packet []byte) {
+	from, size := 12, 4
+	if packet[0]>>4 == 6 {
+		from, size = 8, 16
+	}
+	for i := from; i < from+size; i++ {
+		packet[i], packet[i+size] = packet[i+size], packet[i]
+	}
+}
+
+// TestTrafficThroughTheKernel sends TCP and UDP through a real interface, in large writes that are cut and merged, and one by one.
+func TestTrafficThroughTheKernel(t *testing.T) {
+	if !tuntest.InNamespace(t) {
+		return
+	}
+	for _, row := range []struct {
+		name     string
+		noMerge  bool
+		capacity int
+	}{
+		{"merging", false, MergeCapacity(16)},
+		{"merging switched off", true, MergeCapacity(16)},
+		{"buffers too small to merge", false, 0},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			d := openTest(t, Config{MTU: 1400, NoMerge: row.noMerge})
+			bringUp(t, d, []string{"10.64.0.1/32", "fd6f:6d65:6761::1/128"}, []string{"10.64.0.2/32", "fd6f:6d65:6761::2/128"})
+			var wg sync.WaitGroup
+			wg.Go(func() { mirror(t, d, row.capacity) })
+			t.Run("TCP over IPv4", func(t *testing.T) { tcpThrough(t, "10.64.0.1", "10.64.0.2") })
+			t.Run("TCP over IPv6", func(t *testing.T) { tcpThrough(t, "fd6f:6d65:6761::1", "fd6f:6d65:6761::2") })
+			t.Run("UDP over IPv4", func(t *testing.T) { udpThrough(t, "10.64.0.1", "10.64.0.2") })
+			t.Run("UDP over IPv6", func(t *testing.T) { udpThrough(t, "fd6f:6d65:6761::1", "fd6f:6d65:6761::2") })
+			if err := d.Close(); err != nil {
+				t.Error(err)
+			}
+			wg.Wait()
+		})
+	}
+}
+
+// tcpThrough sends 4 MB to what listens here, by way of the mirror.
+func tcpThrough(t *testing.T, here, there string) {
+	l, err := net.Listen("tcp", net.JoinHostPort(here, "0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() //nolint:errcheck // only stops the test's own server
+	sent := make([]byte, 4<<20)
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for i := range sent {
+		sent[i] = byte(rnd.Uint32())
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		_, port, err := net.SplitHostPort(l.Addr().String())
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		var dialer net.Dialer
+		c, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(there, port))
+		if err != nil {
+			t.Error(err)
+			cancel()
+			return
+		}
+		if _, err := c.Write(sent); err != nil {
+			t.Error(err)
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	context.AfterFunc(ctx, func() { _ = l.Close() })
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr(); got != netip.MustParseAddr(there) {
+		t.Errorf("the connection comes from %v, want %s: it did not go through the device", got, there)
+	}
+	got, err := io.ReadAll(c)
+	if err != nil || !bytes.Equal(got, sent) {
+		t.Errorf("received %d bytes, %v, want the %d sent", len(got), err, len(sent))
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// udpThrough sends itself a datagram by way of the mirror.
+func udpThrough(t *testing.T, here, there string) {
+	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(here), 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close() //nolint:errcheck // nothing is buffered
+	port := c.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+	to := netip.AddrPortFrom(netip.MustParseAddr(there), port)
+	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.WriteToUDPAddrPort([]byte("round"), to); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 100)
+	n, from, err := c.ReadFromUDPAddrPort(b)
+	if err != nil || string(b[:n]) != "round" || from != to {
+		t.Errorf("received %q from %v, %v, want %q from %v", b[:n], from, err, "round", to)
+	}
+}
+
+// TestHostilePacketsAreSurvived writes what a peer could send into the merging code and the kernel.
+func TestHostilePacketsAreSurvived(t *testing.T) {
+	if !tuntest.InNamespace(t) {
+		return
+	}
+	d := openTest(t, Config{})
+	bringUp(t, d, []string{"10.64.0.1/32", "fd6f:6d65:6761::1/128"}, nil)
+	rnd := rand.New(rand.NewPCG(3, 4))
+	const offset = 16
+	seed := func() []byte {
+		src, dst := netip.MustParseAddr("10.64.0.2"), netip.MustParseAddr("10.64.0.1")
+		if rnd.IntN(2) == 0 {
+			src, dst = netip.MustParseAddr("fd6f:6d65:6761::2"), netip.MustParseAddr("fd6f:6d65:6761::1")
+		}
+		from, to := netip.AddrPortFrom(src, uint16(rnd.IntN(300))), netip.AddrPortFrom(dst, 9)
+		payload := make([]byte, rnd.IntN(1200))
+		if rnd.IntN(2) == 0 {
+			return tuntest.UDP(from, to, payload)
+		}
+		return tuntest.TCP(from, to, tuntest.Segment{Seq: uint32(rnd.IntN(5000)), Flags: byte(rnd.Uint32()), Payload: payload})
+	}
+	bufs := packets(300, 0, MergeCapacity(offset))
+	out := make([][]byte, 0, len(bufs))
+	written := 0
+	for range 300 {
+		out = out[:0]
+		for i := range 1 + rnd.IntN(len(bufs)) {
+			b := append(bufs[i][:0], make([]byte, offset)...)
+			b = append(b, seed()...)
+			for range rnd.IntN(4) { // in the headers, mostly
+				b[offset+rnd.IntN(min(len(b)-offset, 60))] = byte(rnd.Uint32())
+			}
+			if rnd.IntN(8) == 0 {
+				b = b[:offset+1+rnd.IntN(len(b)-offset)]
+			}
+			out = append(out, b)
+		}
+		n, _ := d.Write(out, offset) // errors are expected, panics are not
+		written += n
+	}
+	if written == 0 {
+		t.Error("not one packet was written")
+	}
+}

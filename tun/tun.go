@@ -1,0 +1,107 @@
+// Package tun opens the packet device through which the host's programs send and receive IP packets.
+//
+//	programs ⇄ kernel ⇄ interface "omega0" ⇄ Device ⇄ our process
+//
+// On Linux the device is opened with virtio-net headers. Then one system call carries up to 64 KiB: Read cuts what the
+// kernel hands over as one large TCP or UDP packet into packets that fit, and Write merges packets of a flow again. This is
+// done by golang.zx2c4.com/wireguard/tun, on a file opened here: opening it ourselves is how an interface of that
+// name which exists already is refused instead of taken over, and no goroutine or netlink socket is needed for events that nobody
+// reads. Where the kernel refuses the headers, packets are carried one by one. Other systems use that package's devices
+// as they are.
+//
+// The interface exists as long as the device is open: when the process ends, however it ends, the kernel removes it with
+// its addresses and routes. Package tun/hostnet sets those.
+//
+// Limitations: one queue; a read returns the packets of one flow; what is cut and merged is checksummed in full.
+package tun
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+)
+
+// Errors that [Open] wraps. The text around them says what to do.
+var (
+	// ErrNoDevice means that the system has no packet devices: on Linux, /dev/net/tun is missing.
+	ErrNoDevice = errors.New("no packet device on this system")
+	// ErrPermission means that this process may not open one: on Linux, it lacks CAP_NET_ADMIN.
+	ErrPermission = errors.New("not permitted to open a packet device")
+	// ErrBusy means that an interface of this name exists. It is left alone, whoever made it.
+	ErrBusy = errors.New("interface name is in use")
+)
+
+// DefaultMTU is the size in bytes of the largest packet unless configured: the least that IPv6 allows, and what fits through any path.
+const DefaultMTU = 1280
+
+// MinHeadroom is the smallest offset in bytes at which [Device.Write] accepts packets on every system.
+const MinHeadroom = 10
+
+// MergeCapacity returns the capacity that a buffer given to [Device.Write] at this offset needs so that other packets can be merged
+// into it. Smaller ones are written as they are, at a much higher cost per packet.
+func MergeCapacity(offset int) int { return maxPacket + 2*offset }
+
+const maxPacket = 65535
+
+// Device is an open packet device. All methods are safe for concurrent use.
+type Device interface {
+	// Name returns the name of the interface.
+	Name() string
+
+	// Read waits for packets, puts each into bufs[i][offset:] and its length into sizes[i], and returns how many there
+	// are. It wants [Device.BatchSize] buffers with room for the MTU of the interface behind offset, in the first
+	// one for 65,535 bytes; a packet that has no room is dropped. sizes must be as long as bufs, and offset at least
+	// [MinHeadroom]. Close ends it with [os.ErrClosed]. Any error is final.
+	Read(bufs [][]byte, sizes []int, offset int) (int, error)
+
+	// Write gives the packets bufs[i][offset:] to the host, in order within a flow, and returns their number. offset is at
+	// least [MinHeadroom]. The bytes before offset are overwritten, and so is the capacity behind a packet, if it is at least
+	// [MergeCapacity]: other packets of the flow are merged there. The elements of bufs change. All of it is the
+	// caller's again when Write returns. An error may concern some of the packets only; it is [os.ErrClosed] after
+	// Close.
+	//
+	// Packets may contain anything: what is no IP packet makes an error, not a panic.
+	Write(bufs [][]byte, offset int) (int, error)
+
+	// BatchSize returns the number of buffers that Read wants. It never changes.
+	BatchSize() int
+
+	// MTU asks the system for the size in bytes of the largest packet that it sends through the interface.
+	MTU() (int, error)
+
+	// Close removes the interface and ends Read and Write. It may be called more than once.
+	Close() error
+}
+
+// Config configures [Open].
+type Config struct {
+	// Name is the name of the interface. Empty: the first free one of omega0, omega1, … (on macOS, of utun0, utun1, …).
+	Name string
+	// MTU is in bytes, 1280 to 65535. Zero: DefaultMTU.
+	MTU int
+	// NoMerge writes packets one by one. Some kernels fail merged writes with EINVAL (that is noticed, and merging
+	// stops), others lose merged UDP packets on their way to a VXLAN (Linux before 6.8.5).
+	NoMerge bool
+	// Logger is told about packets that could not be read and about merging being switched off. Nil: discard.
+	Logger *slog.Logger
+}
+
+// Open creates an interface and returns the device behind it. The interface is down and has no addresses. Errors wrap
+// [ErrNoDevice], [ErrPermission] or [ErrBusy] where one of them applies.
+func Open(cfg Config) (Device, error) {
+	if cfg.MTU == 0 {
+		cfg.MTU = DefaultMTU
+	}
+	if cfg.MTU < DefaultMTU || cfg.MTU > maxPacket {
+		return nil, fmt.Errorf("tun: MTU %d is not between %d and %d", cfg.MTU, DefaultMTU, maxPacket)
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	// What Linux refuses, and '%', which it expands.
+	if len(cfg.Name) > 15 || cfg.Name == "." || cfg.Name == ".." || strings.ContainsAny(cfg.Name, "/:% \t\n\v\f\r\x00") {
+		return nil, fmt.Errorf("tun: %q cannot be the name of an interface: at most 15 characters, without space, '/', ':' or '%%'", cfg.Name)
+	}
+	return open(cfg)
+}
