@@ -1,0 +1,48 @@
+package udx
+
+import "time"
+
+const (
+	// ackDelay is how long a packet in order may wait for its acknowledgement. The peer's timers allow for 2 ms.
+	ackDelay = time.Millisecond
+
+	// ackEvery is how many such packets are acknowledged at once; while a stream starts, the peer's window opens by what
+	// is acknowledged and two are enough.
+	ackEvery      = 16
+	ackEveryStart = 2
+	ackStart      = 64 // packets
+)
+
+// acks decides when to acknowledge.
+type acks struct {
+	pending int     // numbered packets since the last acknowledgement
+	total   int     // numbered packets so far, up to ackStart
+	urgent  bool    // acknowledge now
+	due     instant // acknowledge then; zero: nothing to acknowledge
+}
+
+// received counts a numbered packet. prompt says that it must not wait: it is out of order, a duplicate, fills a hole, or ends
+// the stream.
+func (a *acks) received(now instant, prompt bool) {
+	a.pending++
+	every := ackEvery
+	if a.total < ackStart {
+		a.total++
+		every = ackEveryStart
+	}
+	if prompt || a.pending >= every {
+		a.urgent = true
+	}
+	if a.due == 0 {
+		a.due = now.add(ackDelay)
+	}
+}
+
+// demand makes an acknowledgement due now.
+func (a *acks) demand(now instant) { a.urgent, a.due = true, now }
+
+// ready reports whether to acknowledge at now.
+func (a *acks) ready(now instant) bool { return a.urgent || a.due != 0 && a.due <= now }
+
+// sent tells that a packet with the current acknowledgement went out.
+func (a *acks) sent() { a.pending, a.urgent, a.due = 0, false, 0 }

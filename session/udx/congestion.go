@@ -1,0 +1,317 @@
+package udx
+
+import "time"
+
+// The numbers of BBR. Windows are in bytes of packet cost.
+const (
+	initialWindow = 10 * maxMTU
+	minWindow     = 4 * maxMTU
+
+	startupGain = 2.88539 // 2/ln 2: doubles the rate each round
+	drainGain   = 1 / startupGain
+	windowGain  = 2.0
+	paceMargin  = 0.99 // a little below the estimate, so that queues drain
+
+	fullGrowth = 1.25 // startup ends when a round does not bring this much
+	fullRounds = 3    // for so many rounds
+
+	bandwidthRounds = 10
+	shortestWidth   = 10 * time.Second
+	shortestFloor   = time.Millisecond // acknowledgements and timers are not finer
+	probeRTTTime    = 200 * time.Millisecond
+	extraRounds     = 5
+	extraTime       = 100 * time.Millisecond
+)
+
+// cycleGains are the pacing gains of steady state, a shortest round trip each: ask for more, give the queue back, cruise.
+var cycleGains = [...]float64{1.25, 0.75, 1, 1, 1, 1, 1, 1} //nolint:gochecknoglobals // a constant table
+
+type congestionMode uint8
+
+// The modes of congestion.
+//
+//	startup ──pipe full──▶ drain ──queue gone──▶ probe bandwidth ◀──▶ probe round trip
+const (
+	startup        congestionMode = iota // doubles the rate each round until that brings nothing
+	drain                                // lets the queue go that startup built
+	probeBandwidth                       // steady state: goes through cycleGains
+	probeRTT                             // keeps little in flight for a moment, to see the path without a queue
+)
+
+// congestion decides how fast to send and how much to have in flight. It is BBR, version 1: it models the path by the
+// highest delivery rate and the shortest round trip seen, and does not take loss for congestion.
+// Source: draft-cardwell-iccrg-bbr-congestion-control-00, Linux net/ipv4/tcp_bbr.c.
+//
+// It differs from the draft in probeRTT, which keeps half the path's capacity in flight, not four packets, as
+// version 2 does: more streams share a path here than bring anything new to learn.
+type congestion struct {
+	mode   congestionMode
+	window int     // bytes that may be in flight
+	rate   float64 // bytes per second
+
+	bandwidth windowedBest[float64] // bytes per second, by round
+	round     int64
+	roundEnd  int64 // delivered when the round ends
+	newRound  bool  // this acknowledgement began one
+
+	shortest   time.Duration // round trip; zero: none yet
+	shortestAt instant
+	probeDone  instant // when probeRTT may end; zero: not yet low
+	probeRound bool
+
+	full       bool // the pipe was once full
+	fullRate   float64
+	fullCount  int
+	cycle      int
+	cycleAt    instant
+	idle       bool // restarted from idle
+	paceGain   float64
+	winGain    float64
+	measured   bool // rate comes from a round trip
+	conserving bool // in the first round of a recovery: as much out as comes in
+	recovering bool
+	priorWin   int // window before a recovery or probeRTT
+
+	// How much more than the bandwidth says is acknowledged at a time, because acknowledgements come in lumps.
+	extra      [2]float64
+	extraIndex int
+	extraRound int64
+	extraSince instant
+	extraAcked float64
+}
+
+func newCongestion() congestion {
+	c := congestion{window: initialWindow, paceGain: startupGain, winGain: startupGain}
+	c.rate = startupGain * initialWindow / shortestFloor.Seconds()
+	return c
+}
+
+// capacity returns the bytes that fill the path at a gain.
+func (c *congestion) capacity(gain float64) float64 {
+	if c.shortest == 0 {
+		return initialWindow
+	}
+	return gain * c.bandwidth.get() * max(c.shortest, shortestFloor).Seconds()
+}
+
+// target returns the window for a gain, with room for batches on both ends.
+func (c *congestion) target(gain float64) int {
+	burst := min(max(c.rate*pacerQuantum.Seconds(), pacerMinBurst), pacerMaxBurst)
+	w := c.capacity(gain) + 3*burst
+	if c.mode == probeBandwidth && c.cycle == 0 {
+		w += 2 * maxMTU
+	}
+	return int(w)
+}
+
+// acked takes what an acknowledgement showed. delivered is the sampler's total, rtt zero if there was no sample.
+func (c *congestion) acked(now instant, r rateSample, delivered int64) {
+	c.updateBandwidth(r, delivered)
+	c.updateExtra(now, r)
+	c.updateCycle(now, r)
+	c.updateFull(r)
+	c.updateDrain(now, r)
+	c.updateShortest(now, r, delivered)
+	c.setRate()
+	c.setWindow(r, delivered)
+}
+
+func (c *congestion) updateBandwidth(r rateSample, delivered int64) {
+	c.newRound = false
+	if r.bandwidth == 0 {
+		return
+	}
+	if r.prior >= c.roundEnd {
+		c.roundEnd = delivered
+		c.round++
+		c.newRound = true
+		c.conserving = false
+	}
+	if !r.appLimited || r.bandwidth >= c.bandwidth.get() {
+		c.bandwidth.update(bandwidthRounds, c.round, r.bandwidth, atLeast)
+	}
+}
+
+func (c *congestion) updateExtra(now instant, r rateSample) {
+	if r.acked == 0 {
+		return
+	}
+	if c.newRound {
+		if c.extraRound++; c.extraRound >= extraRounds {
+			c.extraRound = 0
+			c.extraIndex ^= 1
+			c.extra[c.extraIndex] = 0
+		}
+	}
+	expected := c.bandwidth.get() * now.sub(c.extraSince).Seconds()
+	if c.extraSince == 0 || c.extraAcked <= expected {
+		c.extraAcked, c.extraSince, expected = 0, now, 0
+	}
+	c.extraAcked = min(c.extraAcked+float64(r.acked), 1<<30)
+	extra := min(c.extraAcked-expected, float64(c.window))
+	c.extra[c.extraIndex] = max(c.extra[c.extraIndex], extra)
+}
+
+func (c *congestion) updateCycle(now instant, r rateSample) {
+	if c.mode != probeBandwidth {
+		return
+	}
+	done := now.sub(c.cycleAt) > max(c.shortest, shortestFloor)
+	switch gain := cycleGains[c.cycle]; {
+	case gain > 1: // until the queue shows, unless there is too little to send for that
+		done = done && (r.lost > 0 || r.inFlight >= c.target(gain) || r.appLimited)
+	case gain < 1:
+		done = done || r.inFlight <= int(c.capacity(1))
+	}
+	if done {
+		c.cycle = (c.cycle + 1) % len(cycleGains)
+		c.cycleAt = now
+		c.paceGain = cycleGains[c.cycle]
+	}
+}
+
+func (c *congestion) updateFull(r rateSample) {
+	if c.full || !c.newRound || r.appLimited {
+		return
+	}
+	if bw := c.bandwidth.get(); bw >= c.fullRate*fullGrowth {
+		c.fullRate, c.fullCount = bw, 0
+		return
+	}
+	c.fullCount++
+	c.full = c.fullCount >= fullRounds
+}
+
+func (c *congestion) updateDrain(now instant, r rateSample) {
+	if c.mode == startup && c.full {
+		c.mode, c.paceGain, c.winGain = drain, drainGain, startupGain
+	}
+	if c.mode == drain && r.inFlight <= c.target(1) {
+		c.cruise(now)
+	}
+}
+
+// cruise enters steady state, behind the phase that gives the queue back.
+func (c *congestion) cruise(now instant) {
+	c.mode, c.winGain = probeBandwidth, windowGain
+	c.cycle, c.cycleAt = 2, now
+	c.paceGain = cycleGains[c.cycle]
+}
+
+func (c *congestion) updateShortest(now instant, r rateSample, delivered int64) {
+	expired := c.shortest != 0 && now.sub(c.shortestAt) > shortestWidth
+	if r.rtt > 0 && (c.shortest == 0 || r.rtt <= c.shortest || expired) {
+		c.shortest, c.shortestAt = r.rtt, now
+	}
+	if expired && !c.idle && c.mode != probeRTT {
+		c.mode, c.paceGain, c.winGain = probeRTT, 1, 1
+		c.priorWin = max(c.priorWin, c.window)
+		c.probeDone = 0
+	}
+	if c.mode == probeRTT {
+		switch {
+		case c.probeDone == 0 && r.inFlight <= c.probeWindow():
+			c.probeDone = now.add(probeRTTTime)
+			c.probeRound = false
+			c.roundEnd = delivered
+		case c.probeDone != 0:
+			c.probeRound = c.probeRound || c.newRound
+			if c.probeRound && now > c.probeDone {
+				c.shortestAt = now
+				c.restore()
+				if c.full {
+					c.cruise(now)
+				} else {
+					c.mode, c.paceGain, c.winGain = startup, startupGain, startupGain
+				}
+			}
+		}
+	}
+	if r.acked > 0 {
+		c.idle = false
+	}
+}
+
+func (c *congestion) probeWindow() int { return max(int(c.capacity(0.5)), minWindow) }
+
+func (c *congestion) setRate() {
+	if !c.measured && c.shortest > 0 {
+		c.measured = true
+		c.rate = startupGain * paceMargin * float64(c.window) / max(c.shortest, shortestFloor).Seconds()
+	}
+	if bw := c.bandwidth.get(); bw > 0 {
+		if rate := bw * c.paceGain * paceMargin; c.full || rate > c.rate {
+			c.rate = rate
+		}
+	}
+}
+
+func (c *congestion) setWindow(r rateSample, delivered int64) {
+	if r.acked > 0 {
+		if r.lost > 0 && c.conserving {
+			c.window = max(c.window-r.lost, maxMTU)
+		}
+		target := c.target(c.winGain)
+		if c.full {
+			target += int(min(max(c.extra[0], c.extra[1]), c.bandwidth.get()*extraTime.Seconds()))
+		}
+		switch {
+		case c.conserving:
+			c.window = max(c.window, r.inFlight+r.acked)
+		case c.full:
+			c.window = max(min(c.window+r.acked, target), minWindow)
+		case c.window < target || delivered < initialWindow:
+			c.window = max(c.window+r.acked, minWindow)
+		}
+	}
+	if c.mode == probeRTT {
+		c.window = min(c.window, c.probeWindow())
+	}
+}
+
+func (c *congestion) restore() {
+	c.window = max(c.window, c.priorWin)
+	c.priorWin = 0
+}
+
+// sending tells that a packet is about to go with nothing else in flight.
+func (c *congestion) sending(now instant, appLimited bool) {
+	if !appLimited {
+		return
+	}
+	c.idle = true
+	c.extraSince, c.extraAcked = 0, 0
+	if c.mode == probeBandwidth {
+		c.rate = max(c.bandwidth.get()*paceMargin, 1)
+	}
+}
+
+// lost tells that a recovery begins, with so much in flight.
+func (c *congestion) lost(delivered int64, inFlight, acked int) {
+	if !c.recovering && c.mode != probeRTT {
+		c.priorWin = max(c.priorWin, c.window)
+	}
+	c.recovering = true
+	c.conserving = true
+	c.roundEnd = delivered
+	c.window = max(inFlight+acked, minWindow)
+}
+
+// timedOut tells that everything in flight was given up but for inFlight bytes.
+func (c *congestion) timedOut(inFlight int) {
+	c.priorWin = max(c.priorWin, c.window)
+	c.recovering = true
+	c.conserving = false
+	c.window = inFlight + maxMTU
+}
+
+// recovered tells that a recovery is over.
+func (c *congestion) recovered() {
+	if c.recovering {
+		c.recovering, c.conserving = false, false
+		c.restore()
+	}
+}
+
+// newPath forgets the shortest round trip, which belonged to another path.
+func (c *congestion) newPath() { c.shortest, c.shortestAt = 0, 0 }

@@ -1,0 +1,584 @@
+package udx
+
+import "time"
+
+const (
+	initialPeerWindow = 4 << 20 // bytes a peer is taken to accept before its first packet
+
+	// maxSpan bounds the numbers between the oldest unacknowledged packet and the newest, so that a peer that never
+	// acknowledges one of them cannot make the ring grow on.
+	maxSpan = 32768
+
+	writeAhead = 256 << 10 // bytes taken from writers beyond what may be in flight
+
+	// giveUpCount and giveUpAfter: data is unacknowledged for so many timeouts and so long: the peer is gone.
+	giveUpCount = 7
+	giveUpAfter = 12 * time.Second
+
+	// rtoBackoffMax bounds the doubling of the timeout, so that a path that comes back is noticed soon.
+	rtoBackoffMax = 2 * time.Second
+
+	probeLimit = 10 // zero window probes without any answer before the peer is taken for gone
+)
+
+type recoveryState uint8
+
+// The states of loss recovery.
+//
+//	        a packet is lost              timeout
+//	open ────────────────────▶ recovery ──────────▶ timed out
+//	  ▲───all sent until then acknowledged──┴───────────┘
+const (
+	open recoveryState = iota
+	recovery
+	timedOut
+)
+
+type timerKind uint8
+
+// What the sender's one timer is for.
+const (
+	timerNone    timerKind = iota
+	timerReorder           // a packet may be late enough to be lost
+	timerTail              // send something to provoke an acknowledgement
+	timerTimeout           // take everything for lost
+	timerProbe             // ask a peer with a closed window
+)
+
+// sender decides what goes out on a stream, and when. It has no lock, no clock and no socket.
+type sender struct {
+	una, next seq // oldest unacknowledged; next new one
+	ring      packetRing
+	flight    packetList // in the order of their latest sending
+	missing   packetList // lost, to be sent again
+	queue     packetList // never sent; all but the last are full
+	sacked    rangeset   // arrived beyond una
+	gaps      []seqRange // scratch
+
+	flightCost int // bytes in flight, as the network counts them
+	flightData int // bytes of payload in flight, as the peer's window counts them
+	held       int // bytes of payload written and not acknowledged
+
+	peerWindow           int // bytes
+	windowSeq, windowAck seq // of the packet that last set it
+
+	rtt        rttEstimator
+	rack       rack
+	rate       sampler
+	congestion congestion
+	pacer      pacer
+	mtu        mtuSearch
+	overhead   int // bytes of IP and UDP headers
+
+	state      recoveryState
+	highSeq    seq // next when the state was entered
+	timer      timerKind
+	timerAt    instant
+	paceAt     instant // when the pacer lets more out; zero: it does not hold anything back
+	timeouts   int     // in a row
+	stuckSince instant // oldest of the packets in flight was sent, or something was acknowledged
+	tailOut    bool    // a tail probe was sent and nothing sampled since
+	sendTail   bool    // the next packet is a tail probe
+	probes     int     // zero window probes in a row without an answer
+	sendProbe  bool    // a zero window probe is due
+
+	endQueued bool
+	endSeq    seq
+	endSent   bool
+	ended     bool // everything up to the end is acknowledged
+
+	stats senderStats
+}
+
+type senderStats struct {
+	packets, again, timeouts, tails, spurious, sentBytes uint64
+}
+
+func newSender() sender {
+	s := sender{peerWindow: initialPeerWindow, overhead: overhead4, congestion: newCongestion()}
+	s.mtu.reset()
+	s.pacer.rate = s.congestion.rate
+	return s
+}
+
+// payloadSize is how many bytes a full packet takes.
+func (s *sender) payloadSize() int { return s.mtu.size - s.overhead - HeaderSize }
+
+// room is how many bytes writers may add.
+func (s *sender) room() int { return max(writeAhead+s.congestion.window-s.held, 0) }
+
+// topUp adds the start of b to a packet that waits and has room, and returns how much.
+func (s *sender) topUp(b []byte) int {
+	p := s.queue.last
+	if p == nil || p.flags&FlagEnd != 0 {
+		return 0
+	}
+	n := p.fill(b, s.payloadSize())
+	s.held += n
+	return n
+}
+
+// append queues a packet of new data.
+func (s *sender) append(p *packet) {
+	size := s.payloadSize()
+	for p.n > size { // cut for a larger path than the present one
+		rest := newPacket()
+		rest.fill(p.payload()[size:], maxPayload)
+		p.n = size
+		s.held += p.n
+		s.queue.push(p)
+		p = rest
+	}
+	s.held += p.n
+	s.queue.push(p)
+}
+
+// end queues the end of the stream, with the data that waits if there is some.
+func (s *sender) end() {
+	if s.endQueued {
+		return
+	}
+	s.endQueued = true
+	if s.queue.last == nil {
+		s.queue.push(newPacket())
+	}
+	s.queue.last.flags |= FlagEnd
+}
+
+// newPath tells that packets take another path from now on.
+func (s *sender) newPath(now instant, ipv6 bool) {
+	s.overhead = overhead4
+	if ipv6 {
+		s.overhead = overhead6
+	}
+	s.mtu.reset()
+	s.rtt.newPath()
+	s.congestion.newPath()
+	for p := s.flight.first; p != nil; p = p.next {
+		p.probe = 0 // it says nothing about the new path
+	}
+	queue := s.queue
+	s.queue = packetList{}
+	for p := queue.first; p != nil; {
+		next := p.next
+		end := p.flags & FlagEnd
+		p.flags &^= FlagEnd
+		s.held -= p.n
+		s.append(p)
+		s.queue.last.flags |= end
+		p = next
+	}
+	if s.timeouts > 0 && s.timer == timerTimeout { // the old path was dead: try the new one now
+		s.timeouts = 0
+		s.timerAt = now
+	}
+}
+
+// acknowledged takes the acknowledgement, window and blocks of a packet. It reports whether it was news.
+func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
+	ack := seq(h.Ack)
+	if s.next.before(ack) {
+		return
+	}
+	if s.probes > 0 {
+		s.probes = 1 // the peer lives
+	}
+	if !ack.before(s.una) {
+		s.updateWindow(h)
+	}
+	before := s.flightCost
+	delivered := s.rate.delivered
+	var latest struct { // the packet that was sent last
+		at    instant
+		seq   seq
+		again bool
+	}
+	arrived := func(p *packet) {
+		if latest.at == 0 || !p.sentBefore(latest.at, latest.seq) {
+			latest.at, latest.seq, latest.again = p.sentAt, p.seq, p.sends > 1
+		}
+		s.arrived(now, p)
+	}
+	advanced := s.una.before(ack)
+	for ; s.una.before(ack); s.una++ {
+		slot := s.ring.at(s.una)
+		if p := *slot; p != nil {
+			*slot = nil
+			arrived(p)
+		}
+	}
+	s.sacked.removeBefore(s.una)
+	s.takeBlocks(blocks, arrived)
+
+	acked := int(s.rate.delivered - delivered)
+	if acked > 0 {
+		s.timeouts = 0
+		s.stuckSince = now
+		s.mtu.works()
+	}
+	var rtt time.Duration
+	if latest.at != 0 && !latest.again {
+		rtt = max(now.sub(latest.at), 1)
+		s.rtt.sample(now, rtt)
+		s.tailOut = false
+	}
+	if s.state != open && !s.una.before(s.highSeq) {
+		s.state = open
+		s.rack.recovered()
+		s.congestion.recovered()
+	}
+	if s.endSent && s.endSeq.before(s.una) {
+		s.ended = true
+	}
+	lost := s.detect(now, acked)
+	if before > 0 {
+		sample := s.rate.sample(now, s.rtt.min())
+		sample.rtt, sample.acked, sample.lost, sample.inFlight = rtt, acked, lost, s.flightCost
+		s.congestion.acked(now, sample, s.rate.delivered)
+		s.pacer.setRate(now, s.congestion.rate)
+	}
+	if s.timer != timerReorder && (acked > 0 || advanced) || s.timer == timerNone || s.flight.len == 0 {
+		s.setTimer(now)
+	}
+}
+
+// updateWindow takes the window of a packet unless a later one has set it.
+func (s *sender) updateWindow(h Header) {
+	if s.windowSeq.before(seq(h.Seq)) || s.windowSeq == seq(h.Seq) && !seq(h.Ack).before(s.windowAck) {
+		s.peerWindow = int(min(h.Window, 1<<30))
+		s.windowSeq, s.windowAck = seq(h.Seq), seq(h.Ack)
+		if s.peerWindow > 0 {
+			s.probes, s.sendProbe = 0, false
+		}
+	}
+}
+
+// takeBlocks calls arrived for each packet in the blocks of a packet that is not known to have arrived. Blocks must
+// ascend; those that make no sense are left out.
+func (s *sender) takeBlocks(blocks []byte, arrived func(*packet)) {
+	last := s.una
+	for ; len(blocks) >= sackSize; blocks = blocks[sackSize:] {
+		b := sackBlock(blocks)
+		if b.start.before(last) || !b.start.before(b.end) || s.next.before(b.end) {
+			continue
+		}
+		last = b.end
+		s.gaps = s.sacked.appendMissing(s.gaps[:0], b.start, b.end)
+		for _, g := range s.gaps {
+			for q := g.start; q != g.end; q++ {
+				if slot := s.ring.at(q); *slot != nil {
+					arrived(*slot)
+					*slot = nil
+				}
+			}
+		}
+		s.sacked.add(b.start, b.end)
+	}
+}
+
+// arrived takes a packet out of the books for good.
+func (s *sender) arrived(now instant, p *packet) {
+	switch p.state {
+	case packetInFlight:
+		s.flight.remove(p)
+		s.flightCost -= p.cost()
+		s.flightData -= p.n
+		s.rack.arrived(now, p, &s.rtt, false)
+	case packetLost:
+		s.missing.remove(p)
+		s.stats.spurious++
+		s.rack.arrived(now, p, &s.rtt, true)
+	case packetQueued, packetDelivered:
+		return
+	}
+	if p.probe != 0 {
+		s.mtu.carried(now, p.probe)
+	}
+	s.rate.arrived(now, p)
+	s.held -= p.n
+	p.state = packetDelivered
+	p.free()
+}
+
+// detect marks lost what must be, and sets the reorder timer for what may be later. It returns the bytes newly lost.
+func (s *sender) detect(now instant, acked int) (lost int) {
+	if s.timer == timerReorder {
+		s.timer, s.timerAt = timerNone, 0
+	}
+	sackedCount := 0
+	for _, r := range s.sacked {
+		if sackedCount += int(r.end - r.start); sackedCount >= 3 {
+			break
+		}
+	}
+	window := s.rack.window(&s.rtt, s.state != open || sackedCount >= 3)
+	congested := false
+	for p := s.flight.first; p != nil; p = s.flight.first {
+		is, wait := s.rack.lost(now, p, window)
+		if !is {
+			if wait > 0 {
+				s.timer, s.timerAt = timerReorder, now.add(max(wait, time.Millisecond/4))
+			}
+			break
+		}
+		lost += p.cost()
+		if p.probe == 0 {
+			congested = true
+		}
+		s.lose(now, p)
+	}
+	if congested && s.state == open {
+		s.state, s.highSeq = recovery, s.next
+		s.tailOut, s.sendTail = false, false
+		s.congestion.lost(s.rate.delivered, s.flightCost, acked)
+	}
+	return lost
+}
+
+// lose moves a packet from flight to missing.
+func (s *sender) lose(now instant, p *packet) {
+	s.flight.remove(p)
+	s.flightCost -= p.cost()
+	s.flightData -= p.n
+	if p.probe != 0 {
+		s.mtu.lost(now, p.probe, false)
+		p.probe = 0
+	}
+	p.state = packetLost
+	s.missing.push(p)
+}
+
+// setTimer decides what to wait for after packets were sent or acknowledged. It leaves a reorder timer alone.
+func (s *sender) setTimer(now instant) {
+	if s.timer == timerReorder && s.flight.len > 0 {
+		return
+	}
+	s.timer, s.timerAt = timerNone, 0
+	switch {
+	case s.flight.len > 0:
+		rto := s.timeout()
+		s.timer, s.timerAt = timerTimeout, now.add(rto)
+		if s.state == open && len(s.sacked) == 0 && !s.tailOut {
+			latest := s.flight.first.sentAt.add(rto) // not put off for ever by new data
+			if wait := s.tailAfter(); wait < rto {
+				s.timer, s.timerAt = timerTail, max(min(now.add(wait), latest), now)
+			}
+		}
+	case s.missing.len == 0 && s.queue.len > 0 && s.peerWindow == 0:
+		wait := 2 * s.rtt.rto()
+		if s.probes == 0 {
+			wait = s.rtt.rto()
+		}
+		s.timer, s.timerAt = timerProbe, now.add(wait)
+	}
+}
+
+// timeout returns the time until everything is taken for lost, doubled for each time it was.
+func (s *sender) timeout() time.Duration {
+	rto := s.rtt.rto()
+	limit := max(2*rto, rtoBackoffMax)
+	for range s.timeouts {
+		if rto *= 2; rto >= limit {
+			return limit
+		}
+	}
+	return rto
+}
+
+func (s *sender) tailAfter() time.Duration {
+	if s.rtt.smoothed == 0 {
+		return rtoInitial
+	}
+	wait := 2 * s.rtt.smoothed
+	if s.flight.len == 1 {
+		wait += tlpAckDelay
+	}
+	return max(wait, tlpMin)
+}
+
+// wake returns when tick must be called, zero for never.
+func (s *sender) wake() instant { return earliest(s.timerAt, s.paceAt) }
+
+// tick does what is due at now. It returns false if the peer is gone.
+func (s *sender) tick(now instant) bool {
+	if s.paceAt != 0 && s.paceAt <= now {
+		s.paceAt = 0
+	}
+	if s.timerAt == 0 || now < s.timerAt {
+		return true
+	}
+	kind := s.timer
+	s.timer, s.timerAt = timerNone, 0
+	switch kind {
+	case timerReorder:
+		s.detect(now, 0)
+		if s.timer == timerNone {
+			s.setTimer(now)
+		}
+	case timerTail:
+		s.tailOut, s.sendTail = true, true
+		s.stats.tails++
+		s.timer, s.timerAt = timerTimeout, now.add(s.timeout())
+	case timerTimeout:
+		s.timeouts++
+		s.stats.timeouts++
+		if s.timeouts >= giveUpCount && now.sub(s.stuckSince) >= giveUpAfter {
+			return false
+		}
+		s.giveUpFlight(now)
+	case timerProbe:
+		if s.probes++; s.probes > probeLimit {
+			return false
+		}
+		s.sendProbe = true
+		s.setTimer(now)
+	case timerNone:
+	}
+	return true
+}
+
+// giveUpFlight takes everything in flight for lost, oldest first.
+func (s *sender) giveUpFlight(now instant) {
+	s.state, s.highSeq = timedOut, s.next
+	s.tailOut, s.sendTail = false, false
+	for q := s.una; q != s.next; q++ {
+		if p := *s.ring.at(q); p != nil && p.state == packetInFlight {
+			s.lose(now, p)
+		}
+	}
+	s.congestion.timedOut(s.flightCost)
+	s.pacer.tokens = max(s.pacer.tokens, 1) // what is lost goes at once
+	s.timer, s.timerAt = timerTimeout, now.add(s.timeout())
+}
+
+// pick returns the next packet to send, zero if there is none now. more says that a writer is about to add to the last
+// packet, which then waits until it is full.
+func (s *sender) pick(now instant, more bool) *packet {
+	if s.sendTail {
+		s.sendTail = false
+		if p := s.queue.first; p != nil && s.spanLeft() {
+			return p
+		}
+		if p := s.flight.last; p != nil && s.missing.len == 0 {
+			return s.highest()
+		}
+	}
+	s.paceAt = 0
+	p := s.missing.first
+	if p == nil {
+		p = s.queue.first
+		if p == nil || !s.spanLeft() {
+			return s.starved(nil)
+		}
+		if more && p == s.queue.last && p.n < s.payloadSize() && p.flags&FlagEnd == 0 && s.flight.len > 0 {
+			return s.starved(nil)
+		}
+		if s.flightData+p.n > s.peerWindow && (s.peerWindow == 0 || s.flight.len > 0) {
+			if s.peerWindow == 0 && s.flight.len == 0 && s.timer == timerNone {
+				s.probes, s.sendProbe = 1, true
+				s.timer, s.timerAt = timerProbe, now.add(s.rtt.rto())
+			}
+			return s.starved(nil)
+		}
+	}
+	if s.flight.len > 0 && s.flightCost+p.cost() > s.congestion.window {
+		return nil
+	}
+	if !s.pacer.ready(now) {
+		s.paceAt = s.pacer.next(now)
+		return nil
+	}
+	return p
+}
+
+// starved notes that something other than the network holds back what could go, and returns p.
+func (s *sender) starved(p *packet) *packet {
+	if s.flightCost < s.congestion.window {
+		s.rate.limited(s.flightCost)
+	}
+	return p
+}
+
+func (s *sender) spanLeft() bool { return s.next-s.una < maxSpan }
+
+// highest returns the packet in flight with the highest number.
+func (s *sender) highest() *packet {
+	for q := s.next - 1; !q.before(s.una); q-- {
+		if p := *s.ring.at(q); p != nil && p.state == packetInFlight {
+			return p
+		}
+	}
+	return nil
+}
+
+// sent books a packet that pick returned as sent at now. It returns the padding to send it with.
+func (s *sender) sent(now instant, p *packet) (padding int) {
+	if s.flight.len == 0 {
+		s.congestion.sending(now, s.rate.appLimited != 0)
+		s.pacer.setRate(now, s.congestion.rate)
+		if s.timeouts == 0 {
+			s.stuckSince = now
+		}
+	}
+	fresh := p.state == packetQueued
+	switch p.state {
+	case packetQueued:
+		s.queue.remove(p)
+		p.seq = s.next
+		s.ring.grow(s.una, s.next)
+		*s.ring.at(s.next) = p
+		s.next++
+		if p.flags&FlagEnd != 0 {
+			s.endSeq, s.endSent = p.seq, true
+		}
+		if !s.tailOut {
+			if pad, ok := s.mtu.padding(now, s.overhead+HeaderSize+p.n); ok {
+				padding = pad
+				p.probe = s.overhead + HeaderSize + p.n + pad
+			}
+		}
+	case packetLost:
+		s.missing.remove(p)
+	case packetInFlight: // a tail probe
+		s.flight.remove(p)
+		s.flightCost -= p.cost()
+		s.flightData -= p.n
+		if p.probe != 0 {
+			s.mtu.lost(now, p.probe, false)
+			p.probe = 0
+		}
+	case packetDelivered:
+	}
+	s.rate.sent(now, p, s.flightCost)
+	p.state = packetInFlight
+	p.sends++
+	p.sentAt = now
+	s.flight.push(p)
+	s.flightCost += p.cost()
+	s.flightData += p.n
+	s.pacer.sent(p.cost() + padding)
+	s.stats.packets++
+	s.stats.sentBytes += uint64(p.n)
+	if !fresh {
+		s.stats.again++
+	}
+	if s.timer == timerNone || s.timer == timerProbe || fresh && s.timer == timerTail {
+		s.setTimer(now)
+	}
+	return padding
+}
+
+// drop frees everything that was not sent or not acknowledged.
+func (s *sender) drop() {
+	for _, l := range []*packetList{&s.flight, &s.missing, &s.queue} {
+		for p := l.first; p != nil; p = l.first {
+			l.remove(p)
+			p.state = packetDelivered
+			p.free()
+		}
+	}
+	s.ring, s.sacked, s.gaps = packetRing{}, nil, nil
+	s.flightCost, s.flightData, s.held = 0, 0, 0
+	s.timer, s.timerAt, s.paceAt = timerNone, 0, 0
+	s.sendTail, s.sendProbe = false, false
+}

@@ -1,0 +1,117 @@
+package udx
+
+import "net/netip"
+
+// receive handles a packet for the stream.
+func (s *Stream) receive(sock Socket, h Header, rest []byte, from netip.AddrPort) {
+	s.mu.Lock()
+	if !s.knowsLocked(sock, from) && !s.finished {
+		s.mu.Unlock()
+		if s.accept == nil || from.Port() == 0 || !s.accept(sock, from) {
+			return
+		}
+		s.mu.Lock()
+	}
+	var message []byte
+	var deliver bool
+	if !s.finished {
+		message, deliver = s.handleLocked(s.mux.now(), h, rest)
+	}
+	s.mu.Unlock()
+	if deliver && s.onMessage != nil {
+		s.onMessage(message)
+	}
+}
+
+// handleLocked does what a packet asks for. The message it returns is to be delivered without the lock.
+func (s *Stream) handleLocked(now instant, h Header, rest []byte) (message []byte, deliver bool) {
+	if h.Flags&FlagHeartbeat != 0 {
+		s.acks.demand(now)
+		s.wakeLocked()
+		return nil, false
+	}
+	if int(h.Offset) > len(rest) {
+		return nil, false
+	}
+	payload := rest[h.Offset:]
+	q := seq(h.Seq)
+	numbered := h.Flags&(FlagData|FlagEnd) != 0
+	if numbered {
+		s.takeLocked(now, q, h.Flags, payload)
+	}
+	if h.Flags&FlagDestroy != 0 && !q.before(s.assembly.expected) && q-s.assembly.expected <= maxDestroyAhead {
+		s.finishLocked(ErrReset)
+		return nil, false
+	}
+	if h.Flags&FlagMessage != 0 {
+		message, deliver = payload, true
+	}
+
+	s.acknowledgeLocked(now, h, rest)
+	switch {
+	case s.finished:
+	case s.sender.ended && s.assembly.ended:
+		s.finishLocked(nil)
+	case s.dueLocked(now):
+		s.wakeLocked()
+	default:
+		s.setTimerLocked(now)
+	}
+	return message, deliver
+}
+
+// acknowledgeLocked takes the acknowledgement that a packet carries.
+func (s *Stream) acknowledgeLocked(now instant, h Header, rest []byte) {
+	d := &s.sender
+	var blocks []byte
+	if h.Flags&FlagSACK != 0 {
+		blocks = sackBlocks(h, rest)
+	}
+	wasEnded, held := d.ended, d.held
+	d.acknowledged(now, h, blocks)
+	if d.held < held {
+		if s.closing {
+			s.closeBy = now.add(closeProgress)
+		}
+		if d.room() >= writeAhead/4 {
+			s.writers.wake.Broadcast()
+		}
+	}
+	if d.ended && !wasEnded && !s.assembly.ended {
+		s.acks.demand(now) // tells the peer that its half of the closing arrived
+		if s.closing {
+			s.closeEnd = min(s.closeEnd, now.add(closePeer))
+		}
+	}
+}
+
+// takeLocked takes a packet with a number of its own.
+func (s *Stream) takeLocked(now instant, q seq, flags Flags, payload []byte) {
+	ended := s.assembly.ended
+	waiting := s.assembly.buf.len
+	what := s.assembly.add(q, flags, payload)
+	switch what {
+	case inOrder, holeFilled, outOfOrder:
+		s.received.packets++
+		s.received.bytes += uint64(len(payload))
+		if what == outOfOrder {
+			s.received.outOfOrder++
+		}
+	case duplicate:
+		s.received.duplicates++
+	case refused:
+		s.received.refused++
+	}
+	s.acks.received(now, what != inOrder || flags&FlagEnd != 0)
+	if s.assembly.buf.len > waiting || s.assembly.ended != ended {
+		s.readers.wake.Signal()
+	}
+}
+
+// dueLocked reports whether there is anything to send now.
+func (s *Stream) dueLocked(now instant) bool {
+	d := &s.sender
+	return s.acks.ready(now) || d.sendTail || d.sendProbe || s.destroy ||
+		d.paceAt <= now && (d.missing.len > 0 || d.queue.len > 0) &&
+			(d.flight.len == 0 || d.flightCost < d.congestion.window)
+}
