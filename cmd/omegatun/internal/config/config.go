@@ -1,0 +1,287 @@
+// Package config reads the configuration: one optional TOML file written by a person, and a list of peers that the
+// commands add and rm keep beside the identity.
+//
+//	name = "laptop"                            # shown to peers, and the first label of this machine's name
+//	port = 49737                               # UDP port, 0 or missing: any free one
+//	interface = "omega0"                       # name of the network interface
+//	ipv4 = "10.64.0.7"                         # instead of the address that follows from the key
+//	bootstrap = ["203.0.113.9:49737"]          # DHT nodes to start from; missing: the public network
+//
+//	[[peer]]
+//	key = "…"                                  # 52 characters of z-base-32, or 64 hex digits
+//	name = "desk"
+//	ipv4 = "10.64.0.8"
+//
+// Keys that are not known are errors, with their line. The person's file is never written to.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/BurntSushi/toml"
+
+	"omegatun/cmd/omegatun/internal/exit"
+	"omegatun/dht/key"
+)
+
+// DefaultInterface is the name of the network interface if the configuration has none.
+const DefaultInterface = "omega0"
+
+// maxFileBytes bounds what is read from a configuration file.
+const maxFileBytes = 16 << 20
+
+// Config is what the files say. The zero value is the configuration of a fresh install.
+type Config struct {
+	Name      string     // of this machine, a DNS label; empty: the host's own name
+	Port      uint16     // UDP port; 0: any free one
+	Interface string     // name of the network interface, never empty after Load
+	IPv4      netip.Addr // of this machine; zero: what follows from its key
+	Bootstrap []string   // host:port or ip@host:port; nil: the public network
+	Peers     Peers      // in the order of the files, the person's first
+}
+
+// Peer is a machine that may connect, and that this one may connect to.
+type Peer struct {
+	Key  key.Public
+	Name string     // a DNS label, unique; may be empty
+	IPv4 netip.Addr // zero: what follows from the key
+	From Place      // where it is listed
+}
+
+// Place is a line of a file.
+type Place struct {
+	File string
+	Line int // 0: not known
+}
+
+func (p Place) String() string {
+	if p.Line == 0 {
+		return p.File
+	}
+	return fmt.Sprintf("%s line %d", p.File, p.Line)
+}
+
+// file is the form of both files. Pointers tell missing from empty.
+type file struct {
+	Name      *string   `toml:"name"`
+	Port      *int64    `toml:"port"`
+	Interface *string   `toml:"interface"`
+	IPv4      *string   `toml:"ipv4"`
+	Bootstrap *[]string `toml:"bootstrap"`
+	Peer      []peer    `toml:"peer"`
+}
+
+type peer struct {
+	Key  *string `toml:"key"`
+	Name *string `toml:"name"`
+	IPv4 *string `toml:"ipv4"`
+}
+
+// Load reads the configuration at path and the peers at peersPath. A missing file is an empty one, except that path
+// must exist if mustExist is set. Errors are [exit.Error]s that name the file and, where there is one, the line.
+func Load(path string, mustExist bool, peersPath string) (*Config, error) {
+	c := &Config{Interface: DefaultInterface}
+	text, err := read(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && !mustExist:
+	case err != nil:
+		return nil, err
+	default:
+		if err := c.add(path, text, false); err != nil {
+			return nil, err
+		}
+	}
+	peers, err := read(peersPath)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, err
+	default:
+		if err := c.add(peersPath, peers, true); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// read returns the text of a file, or an exit.Error that wraps the cause.
+func read(path string) (string, error) {
+	if info, err := os.Stat(path); err == nil && info.Size() > maxFileBytes {
+		return "", exit.New(exit.Usage, "%s has %d bytes, which is not a configuration file", path, info.Size())
+	}
+	text, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return "", exit.New(exit.Permission, "may not read the configuration: %w", err).
+			WithTry("sudo omegatun …, or give yourself read access to %s", path)
+	case err != nil:
+		return "", exit.New(exit.Usage, "cannot read the configuration: %w", err).
+			WithTry("omegatun config path, to see where it is looked for")
+	}
+	return string(text), nil
+}
+
+// add takes over what the file at path says. If peersOnly is set, nothing but peers may be in it, and a peer that is
+// listed already is passed over.
+func (c *Config) add(path, text string, peersOnly bool) error {
+	var f file
+	meta, err := toml.Decode(text, &f)
+	if err != nil {
+		return syntaxError(path, err)
+	}
+	at := index(text)
+	bad := func(where string, format string, args ...any) error {
+		return exit.New(exit.Usage, "%v: "+format, append([]any{Place{path, at[where]}}, args...)...).
+			WithTry("correct the file, then: omegatun config check")
+	}
+	if keys := meta.Undecoded(); len(keys) > 0 {
+		k := keys[0]
+		return bad(at.find(k), "%q is not a setting that omegatun knows", k.String()).(*exit.Error).
+			WithTry("remove the line; omegatun help config lists all settings")
+	}
+	if peersOnly && (f.Name != nil || f.Port != nil || f.Interface != nil || f.IPv4 != nil || f.Bootstrap != nil) {
+		return bad("", "this file is for peers only")
+	}
+
+	if f.Name != nil {
+		if err := CheckName(*f.Name); err != nil {
+			return bad("name", "name: %w", err)
+		}
+		c.Name = *f.Name
+	}
+	if f.Port != nil {
+		if *f.Port < 0 || *f.Port > 65535 {
+			return bad("port", "port: %d is not between 0 and 65535", *f.Port)
+		}
+		c.Port = uint16(*f.Port)
+	}
+	if f.Interface != nil {
+		if err := checkInterface(*f.Interface); err != nil {
+			return bad("interface", "interface: %w", err)
+		}
+		c.Interface = *f.Interface
+	}
+	if f.IPv4 != nil {
+		if c.IPv4, err = parseIPv4(*f.IPv4); err != nil {
+			return bad("ipv4", "ipv4: %w", err)
+		}
+	}
+	if f.Bootstrap != nil {
+		for _, node := range *f.Bootstrap {
+			if err := CheckBootstrap(node); err != nil {
+				return bad("bootstrap", "bootstrap: %w", err)
+			}
+		}
+		c.Bootstrap = append([]string{}, *f.Bootstrap...)
+	}
+
+	byKey, byName := c.Peers.indexed()
+	for i, raw := range f.Peer {
+		table := "peer." + strconv.Itoa(i)
+		p := Peer{From: Place{path, at[table]}}
+		if raw.Key == nil {
+			return bad(table, "this peer has no key")
+		}
+		if p.Key, err = key.ParsePublic(*raw.Key); err != nil {
+			return bad(table+".key", "key: %w", err)
+		}
+		if raw.Name != nil && *raw.Name != "" {
+			if err := CheckName(*raw.Name); err != nil {
+				return bad(table+".name", "name: %w", err)
+			}
+			p.Name = *raw.Name
+		}
+		if raw.IPv4 != nil {
+			if p.IPv4, err = parseIPv4(*raw.IPv4); err != nil {
+				return bad(table+".ipv4", "ipv4: %w", err)
+			}
+		}
+		if other, ok := byKey[p.Key]; ok {
+			if peersOnly && other.From.File != path {
+				continue // the person's own file has the last word
+			}
+			return bad(table+".key", "this key is listed already, in %v", other.From)
+		}
+		if other, ok := byName[p.Name]; ok && p.Name != "" {
+			return bad(table+".name", "the name %q belongs to another peer already, in %v", p.Name, other.From)
+		}
+		c.Peers = append(c.Peers, p)
+		byKey[p.Key], byName[p.Name] = p, p
+	}
+	return nil
+}
+
+// syntaxError returns err, from the TOML decoder, with its file and line.
+func syntaxError(path string, err error) error {
+	place, reason := Place{File: path}, err.Error()
+	if e, ok := errors.AsType[toml.ParseError](err); ok && e.Message != "" {
+		place.Line, reason = e.Position.Line, e.Message
+	} else if _, scanErr := fmt.Sscanf(reason, "toml: line %d", &place.Line); scanErr == nil {
+		_, reason, _ = strings.Cut(reason, "): ") // toml: line 3 (last key "port"): what is wrong
+	}
+	return exit.New(exit.Usage, "%v: %s", place, reason).WithTry("correct the file, then: omegatun config check")
+}
+
+// CheckName reports why s cannot be the name of a machine: names are DNS labels in lower case.
+func CheckName(s string) error {
+	switch {
+	case s == "":
+		return errors.New("a name must not be empty")
+	case len(s) > 63:
+		return fmt.Errorf("a name has at most 63 characters, this one has %d", len(s))
+	case strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") != "":
+		return fmt.Errorf("%q is not a name: only a–z, 0–9 and - are allowed", s)
+	case strings.HasPrefix(s, "-") || strings.HasSuffix(s, "-"):
+		return fmt.Errorf("%q is not a name: it must not start or end with -", s)
+	}
+	if _, err := key.ParsePublic(s); err == nil {
+		return fmt.Errorf("%q is a key, not a name", s)
+	}
+	return nil
+}
+
+// CheckBootstrap reports why s is not host:port or ip@host:port.
+func CheckBootstrap(s string) error {
+	hostport := s
+	if ip, rest, ok := strings.Cut(s, "@"); ok {
+		if a, err := netip.ParseAddr(ip); err != nil || !a.Unmap().Is4() {
+			return fmt.Errorf("%q: what comes before @ is not an IPv4 address", s)
+		}
+		hostport = rest
+	}
+	host, port, err := net.SplitHostPort(hostport)
+	if err != nil || host == "" {
+		return fmt.Errorf("%q is not host:port", s)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return fmt.Errorf("%q: the port is not a number between 1 and 65535", s)
+	}
+	return nil
+}
+
+// checkInterface reports why s cannot name a network interface. The limit is Linux's IFNAMSIZ.
+func checkInterface(s string) error {
+	if s == "" || len(s) > 15 || s == "." || s == ".." || strings.ContainsAny(s, "/: \t\n%") {
+		return fmt.Errorf("%q cannot name a network interface: 1 to 15 characters, no blanks, no / : %%", s)
+	}
+	return nil
+}
+
+func parseIPv4(s string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(s)
+	if err != nil || !a.Unmap().Is4() {
+		return netip.Addr{}, fmt.Errorf("%q is not an IPv4 address", s)
+	}
+	a = a.Unmap()
+	if a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+		return netip.Addr{}, fmt.Errorf("%q cannot be the address of a machine", s)
+	}
+	return a, nil
+}

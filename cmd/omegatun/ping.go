@@ -1,0 +1,128 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"omegatun/cmd/omegatun/internal/config"
+	"omegatun/cmd/omegatun/internal/control"
+	"omegatun/cmd/omegatun/internal/exit"
+)
+
+func newPing(e *env) *cobra.Command {
+	var count int
+	var interval, timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "ping <peer>",
+		Short: "Measure the way to a peer, through the tunnel",
+		Long: `Has the running omegatun send authenticated probes to a peer and shows, for each answer,
+how long it took and on which path. It connects first if there is no connection. This
+asks the other omegatun, not the other machine's kernel: for that, use ping(8) with the
+peer's virtual address.
+
+With --json, an object a line:
+  {"schema":1,"event":"pong","seq","rtt_ms","path","remote"}
+  {"schema":1,"event":"lost","seq"}
+  {"schema":1,"event":"summary","sent","received","min_ms","median_ms","p99_ms"}
+
+Exit status 3: no omegatun is running. 5: no such peer. 6: it was not found. 7: no path to
+it. 9: nothing came back.`,
+		Example: `  omegatun ping desk
+  omegatun ping -c 100 -i 0.01s --json desk | tail -1 | jq .median_ms`,
+		Args: takes(1, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if count < 0 || interval < time.Millisecond || timeout < time.Millisecond {
+				return exit.New(exit.Usage, "-c must not be negative, -i and --timeout are at least 1ms")
+			}
+			p, err := e.findPeer(args[0])
+			if err != nil {
+				return err
+			}
+			client, err := e.client()
+			if err != nil {
+				return err
+			}
+			return e.ping(cmd.Context(), client, control.Ping{
+				Peer: p.Key, Count: count, IntervalMS: interval.Milliseconds(), TimeoutMS: timeout.Milliseconds(),
+			})
+		},
+	}
+	cmd.Flags().IntVarP(&count, "count", "c", 5, "how many probes; 0: until Ctrl-C")
+	cmd.Flags().DurationVarP(&interval, "interval", "i", time.Second, "`time` between probes")
+	cmd.Flags().DurationVar(&timeout, "timeout", 10*time.Second, "`time` to wait for the connection, and for an answer")
+	return cmd
+}
+
+// summary is what a series of pings came to.
+type summary struct {
+	Schema   int     `json:"schema"`
+	Event    string  `json:"event"` // "summary"
+	Sent     int     `json:"sent"`
+	Received int     `json:"received"`
+	MinMS    float64 `json:"min_ms"`
+	MedianMS float64 `json:"median_ms"`
+	P99MS    float64 `json:"p99_ms"`
+}
+
+// summarize returns the summary of sent probes and the round trips of those that were answered, which it sorts.
+func summarize(sent int, rtts []float64) summary {
+	s := summary{Schema: control.Schema, Event: "summary", Sent: sent, Received: len(rtts)}
+	if len(rtts) == 0 {
+		return s
+	}
+	slices.Sort(rtts)
+	// The smallest value that at least p percent of all do not exceed.
+	percentile := func(p int) float64 { return rtts[(len(rtts)*p+99)/100-1] }
+	s.MinMS, s.MedianMS, s.P99MS = rtts[0], percentile(50), percentile(99)
+	return s
+}
+
+func (e *env) ping(ctx context.Context, client *control.Client, ping control.Ping) error {
+	sent := 0
+	var rtts []float64
+	err := client.Ping(ctx, ping, func(p control.Pong) error {
+		sent++
+		text := fmt.Sprintf("seq %d: no answer\n", p.Seq)
+		if p.Event == "pong" {
+			rtts = append(rtts, p.RTTMS)
+			text = fmt.Sprintf("seq %d: %.3f ms, %s, from %s\n", p.Seq, p.RTTMS, p.Path, p.Remote)
+		}
+		return e.print(p, text)
+	})
+	if err != nil && (ctx.Err() == nil || sent == 0) { // Ctrl-C is one way to end it
+		return err
+	}
+	s := summarize(sent, rtts)
+	text := fmt.Sprintf("%d sent, %d received\n", s.Sent, s.Received)
+	if s.Received > 0 {
+		text = fmt.Sprintf("%d sent, %d received; min %.3f ms, median %.3f ms, p99 %.3f ms\n",
+			s.Sent, s.Received, s.MinMS, s.MedianMS, s.P99MS)
+	}
+	if err := e.print(s, text); err != nil {
+		return err
+	}
+	if s.Received == 0 {
+		return exit.New(exit.Timeout, "nothing came back").WithTry("omegatun status")
+	}
+	return nil
+}
+
+// findPeer returns the peer that a person means by arg; not this machine itself.
+func (e *env) findPeer(arg string) (config.Peer, error) {
+	c, err := e.loadConfig()
+	if err != nil {
+		return config.Peer{}, err
+	}
+	p, err := c.Peers.Find(arg)
+	if err != nil {
+		return config.Peer{}, err
+	}
+	if k, err := e.identity(); err == nil && k.Public() == p.Key {
+		return config.Peer{}, ownKeyError()
+	}
+	return p, nil
+}
