@@ -39,8 +39,9 @@
 // # Key confirmation
 //
 // The first handshake message may be a replay, so the responder cannot know that its peer is there until a
-// datagram opens. Until then its [Epoch.Seal] refuses with [ErrUnconfirmed]. The initiator therefore sends
-// something at once, a ping or a [Keepalive].
+// datagram opens. Until then its [Epoch.Seal] takes control datagrams only, with which it can open its own NAT, and
+// refuses everything else with [ErrUnconfirmed]. Whoever uses the Epoch bounds how many it sends, since a replayed
+// message can name any address. The initiator sends something at once, a ping or a [Keepalive].
 //
 // # Limitations
 //
@@ -79,7 +80,7 @@ var (
 	ErrReplay = errors.New("tunnel: datagram was seen before, or is too old")
 	// ErrAuth reports a datagram that was not sealed by the peer, or changed on the way.
 	ErrAuth = errors.New("tunnel: datagram is not authentic")
-	// ErrUnconfirmed reports that the responder may not send yet.
+	// ErrUnconfirmed reports that the responder may not send packets yet.
 	ErrUnconfirmed = errors.New("tunnel: the peer has not sent anything yet")
 	// ErrExhausted reports that the key has sealed as many datagrams as it may.
 	ErrExhausted = errors.New("tunnel: the key is used up")

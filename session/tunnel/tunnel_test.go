@@ -152,6 +152,9 @@ func TestTheResponderWaitsForTheInitiator(t *testing.T) {
 		}
 	}
 	refuses("nothing has come")
+	ping := string(Control{Kind: Ping, ID: 1}.Append(nil)) // opens the responder's NAT, and confirms nothing
+	wantOpen(t, initiator, seal(t, responder, ping), ping, nil)
+	refuses("only we have sent")
 	first := seal(t, initiator, "hello")
 	forged := slices.Clone(first)
 	forged[len(forged)-1] ^= 1
