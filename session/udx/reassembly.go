@@ -5,8 +5,8 @@ const (
 	maxAhead        = 32768
 	maxDestroyAhead = 65536
 
-	maxHeld     = 8192 // packets kept beyond a hole
-	heldCost    = 64   // bytes a kept packet counts for at least
+	maxHeld  = 8192 // packets kept beyond a hole
+	heldCost = 64   // bytes a kept packet counts for at least
 	// Peers may overshoot a window by a packet or two. What fills a hole is let in a little further than what
 	// comes after one, or the room could be full of packets that wait for one which finds none.
 	windowSlack = 32 << 10

@@ -197,6 +197,9 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 		if latest.at == 0 || !p.sentBefore(latest.at, latest.seq) {
 			latest.at, latest.seq, latest.again = p.sentAt, p.seq, p.sends > 1
 		}
+		if s.rack.reordering && p.sends == 1 { // the last one alone would show the path too short
+			s.rtt.sample(now, now.sub(p.sentAt))
+		}
 		s.arrived(now, p)
 	}
 	advanced := s.una.before(ack)
@@ -219,7 +222,9 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 	var rtt time.Duration
 	if latest.at != 0 && !latest.again {
 		rtt = max(now.sub(latest.at), 1)
-		s.rtt.sample(now, rtt)
+		if !s.rack.reordering {
+			s.rtt.sample(now, rtt)
+		}
 		s.tailOut = false
 	}
 	if s.state != open && !s.una.before(s.highSeq) {
@@ -232,7 +237,11 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 	}
 	lost := s.detect(now, acked)
 	if before > 0 {
-		sample := s.rate.sample(now, s.rtt.min())
+		least := s.leastRTT()
+		sample := s.rate.sample(now, least)
+		if rtt > 0 {
+			rtt = max(rtt, least)
+		}
 		sample.rtt, sample.acked, sample.lost, sample.inFlight = rtt, acked, lost, s.flightCost
 		s.congestion.acked(now, sample, s.rate.delivered)
 		s.pacer.setRate(now, s.congestion.rate)
@@ -240,6 +249,15 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 	if s.timer != timerReorder && (acked > 0 || advanced) || s.timer == timerNone || s.flight.len == 0 {
 		s.setTimer(now)
 	}
+}
+
+// leastRTT is the shortest round trip to believe as one of the path. On a path that reorders much, packets that overtake others
+// show less than the path holds.
+func (s *sender) leastRTT() time.Duration {
+	if s.rack.mult > 1 {
+		return max(s.rtt.min(), s.rtt.smoothed/2)
+	}
+	return s.rtt.min()
 }
 
 // updateWindow takes the window of a packet unless a later one has set it.
