@@ -2,66 +2,351 @@ package dht
 
 import (
 	"context"
-	"iter"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
 	"net/netip"
+	"sync"
+	"time"
 
 	"omegatun/dht/key"
+
+	crand "crypto/rand"
 )
 
-type Node struct{}
+// Node is a participant of the DHT. All methods are safe for concurrent use.
+//
+// One mutex guards a node's state. Datagrams are handled by whoever hands them to [Node.Receive], timeouts by
+// the node's one goroutine; both change the state under the mutex and collect what is to be sent, and send it,
+// or call a [Server], once the mutex is free. So a Socket may deliver to another node within Send.
+type Node struct {
+	client, server Socket
+	mode           Mode
+	lookupHost     func(ctx context.Context, host string) ([]netip.Addr, error)
+	log            *slog.Logger
 
-func New(cfg Config) (*Node, error)                              { panic("being written") }
-func (n *Node) Receive(s Socket, b []byte, from netip.AddrPort) {}
-func (n *Node) Ready(ctx context.Context) error                  { return nil }
-func (n *Node) Close() error                                     { return nil }
-func (n *Node) Info() Info                                       { return Info{} }
-func (n *Node) RemoteAddr() (netip.AddrPort, bool)               { return netip.AddrPort{}, false }
-func (n *Node) DefaultSocket() Socket                            { return nil }
+	ctx  context.Context // ends when the node closes; for name lookups
+	stop context.CancelFunc
+	wg   sync.WaitGroup // the clock and name lookups
 
-// Changes returns a channel that is closed at the next change of Info (persistent, firewalled, online, host, port).
-func (n *Node) Changes() <-chan struct{} { return nil }
-func (n *Node) NetworkChanged()          {}
-func (n *Node) Ping(ctx context.Context, s Socket, to netip.AddrPort, retries int) (Pong, error) {
-	return Pong{}, nil
+	timer *time.Timer // rings the clock
+
+	mu      sync.Mutex // guards the fields below
+	closed  bool
+	out     []effect  // what to do once mu is free
+	alarms  alarms    // what to do later
+	armed   time.Time // when the timer rings; zero: it does not
+	changes chan struct{}
+
+	// Requests of ours.
+	calls     map[callKey]*call
+	queue     []*call // waiting for room in the window
+	window    congestionWindow
+	drain     alarm
+	responses int // requests ever answered
+	timeouts  int // requests ever given up
+	lookups   map[*lookup]struct{}
+
+	// What we know of the network and our place in it.
+	maintenance
+	table      *table
+	nat        natSampler
+	public     netip.AddrPort // known for a fact; invalid: ask nat
+	firewalled bool
+	persistent bool
+	health     health
+	bootstraps []bootstrapHost
+	resolved   map[string]*resolution
+
+	// What we do for others.
+	tokens  tokens
+	store   store
+	router  router
+	delayed int // pings to be answered later
 }
-func (n *Node) RecentNodes(limit int) []netip.AddrPort { return nil }
-func (n *Node) FindPeer(ctx context.Context, target key.Target, start []netip.AddrPort) iter.Seq2[PeerReply, error] {
+
+// effect is something to do once the node's mutex is free: send a datagram, or call.
+type effect struct {
+	sock Socket
+	to   netip.AddrPort
+	b    []byte
+	call func()
+}
+
+// New starts a node, which begins to look for the network at once. The caller hands it what the sockets receive
+// from then on, and closes it.
+func New(cfg Config) (*Node, error) {
+	if cfg.Client == nil || cfg.Server == nil {
+		return nil, errors.New("dht: a node needs a client and a server socket")
+	}
+	if cfg.Client == cfg.Server {
+		return nil, errors.New("dht: client and server socket must differ")
+	}
+	if cfg.Bootstrap == nil {
+		cfg.Bootstrap = PublicBootstrap()
+	}
+	hosts, err := parseBootstrap(cfg.Bootstrap)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.PublicAddr.IsValid() {
+		cfg.PublicAddr = unmap(cfg.PublicAddr)
+		if !usable(cfg.PublicAddr) {
+			return nil, fmt.Errorf("dht: public address %v is not an IPv4 address with a port", cfg.PublicAddr)
+		}
+	}
+	n := &Node{
+		client:     cfg.Client,
+		server:     cfg.Server,
+		mode:       cfg.Mode,
+		lookupHost: cfg.LookupHost,
+		log:        cfg.Logger,
+		timer:      time.NewTimer(time.Hour),
+		changes:    make(chan struct{}),
+		calls:      make(map[callKey]*call),
+		lookups:    make(map[*lookup]struct{}),
+		firewalled: !cfg.Open,
+		bootstraps: hosts,
+		resolved:   make(map[string]*resolution),
+		store:      newStore(),
+		router:     newRouter(),
+	}
+	if n.lookupHost == nil {
+		n.lookupHost = func(ctx context.Context, host string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip4", host)
+		}
+	}
+	if n.log == nil {
+		n.log = slog.New(slog.DiscardHandler)
+	}
+	n.ctx, n.stop = context.WithCancel(context.Background())
+	var id key.Target
+	crand.Read(id[:])
+	n.table = newTable(id)
+
+	n.do(func(now time.Time) {
+		n.startMaintenance(now)
+		n.learnPublicAddr(now, cfg)
+		for i := len(cfg.Nodes) - 1; i >= 0; i-- { // so that the best is the latest
+			n.addKnown(unmap(cfg.Nodes[i]))
+		}
+		n.bootstrap(now)
+	})
+	n.wg.Go(n.clock)
+	return n, nil
+}
+
+// learnPublicAddr takes in what the configuration says of the node's own address.
+func (n *Node) learnPublicAddr(now time.Time, cfg Config) {
+	a := cfg.PublicAddr
+	if local := unmap(n.server.LocalAddr()); !a.IsValid() && cfg.Open && local.Addr().IsLoopback() && usable(local) {
+		a = local
+	}
+	switch {
+	case !a.IsValid():
+	case cfg.Open:
+		n.public = a
+		if n.mode == Persistent {
+			n.join(now, a)
+		}
+	default:
+		n.nat.add(a)
+	}
+}
+
+// Close stops the node: requests and queries end with [ErrClosed], announcements stop being renewed. To have
+// the network forget an announcement, close that first. Close waits for the node's goroutines; no datagram is
+// sent after it returned, except by calls already on their way through [Node.Receive].
+func (n *Node) Close() error {
+	n.do(func(now time.Time) {
+		if n.closed {
+			return
+		}
+		n.closed = true
+		n.stop()
+		for l := range n.lookups {
+			l.end(now, ErrClosed)
+		}
+		for _, c := range n.calls {
+			n.endCall(now, c, nil, ErrClosed)
+		}
+		for _, a := range n.router.servers {
+			a.closeLocked(now)
+		}
+		close(n.changes)
+	})
+	n.wg.Wait()
 	return nil
 }
-func (n *Node) Handshake(ctx context.Context, relay netip.AddrPort, s Socket, target key.Target, noise []byte) (HandshakeReply, error) {
-	return HandshakeReply{}, nil
-}
-func (n *Node) Holepunch(ctx context.Context, relay netip.AddrPort, s Socket, target key.Target, id uint64, payload []byte, peer netip.AddrPort) (HolepunchReply, error) {
-	return HolepunchReply{}, nil
-}
 
-// HandshakeRequest is a handshake for a local server.
-type HandshakeRequest struct {
-	Noise    []byte // owned by the callee
-	Client   netip.AddrPort
-	Direct   bool
-	From, To netip.AddrPort
-	Socket   Socket
+// do runs f with the mutex held, and then what f left to be done.
+func (n *Node) do(f func(now time.Time)) {
+	n.mu.Lock()
+	f(time.Now())
+	n.unlock()
 }
 
-func (r *HandshakeRequest) Reply(s Socket, noise []byte) error { return nil }
-
-// HolepunchRequest is a hole punch message for a local server.
-type HolepunchRequest struct {
-	ID             uint64
-	Payload        []byte
-	Peer, From, To netip.AddrPort
-	Socket         Socket
+// unlock frees the mutex, and does what was collected while it was held.
+func (n *Node) unlock() {
+	out := n.out
+	n.out = nil
+	n.arm()
+	n.mu.Unlock()
+	for _, e := range out {
+		if e.call != nil {
+			e.call()
+			continue
+		}
+		if err := e.sock.Send(e.b, e.to); err != nil {
+			n.log.Debug("datagram not sent", "to", e.to, "err", err)
+		}
+	}
 }
 
-func (r *HolepunchRequest) Reply(s Socket, payload []byte) error { return nil }
+// sendLater sends b from s once the mutex is free.
+func (n *Node) sendLater(s Socket, b []byte, to netip.AddrPort) {
+	n.out = append(n.out, effect{sock: s, to: to, b: b})
+}
 
-type Announcement struct{}
+// callLater calls f once the mutex is free.
+func (n *Node) callLater(f func()) { n.out = append(n.out, effect{call: f}) }
 
-func (n *Node) Serve(k key.Private, s Server) (*Announcement, error) { return nil, nil }
-func (a *Announcement) Announced(ctx context.Context) error          { return nil }
-func (a *Announcement) Relays() []RelayPair                          { return nil }
-func (a *Announcement) Addresses() []netip.AddrPort                  { return nil }
-func (a *Announcement) IsRelay(netip.AddrPort) bool                  { return false }
-func (a *Announcement) Refresh()                                     {}
-func (a *Announcement) Close(ctx context.Context) error              { return nil }
+// arm sets the timer to the first alarm.
+func (n *Node) arm() {
+	next := n.alarms.next()
+	if next.IsZero() || n.closed || !n.armed.IsZero() && !next.Before(n.armed) {
+		return
+	}
+	n.armed = next
+	n.timer.Reset(time.Until(next))
+}
+
+// clock runs the alarms. It is the node's one goroutine besides name lookups.
+func (n *Node) clock() {
+	defer n.timer.Stop()
+	for {
+		select {
+		case <-n.ctx.Done():
+			return
+		case <-n.timer.C:
+		}
+		n.do(func(now time.Time) {
+			n.armed = time.Time{}
+			for !n.closed {
+				f, ok := n.alarms.due(now)
+				if !ok {
+					return
+				}
+				f(now)
+			}
+		})
+	}
+}
+
+// notify tells those who wait for [Node.Changes].
+func (n *Node) notify() {
+	if !n.closed {
+		close(n.changes)
+		n.changes = make(chan struct{})
+	}
+}
+
+// Changes returns a channel that is closed at the next change of what [Info] says of the node: persistent,
+// firewalled, online, degraded, bootstrapped, host or port; or when the node closes. Take the channel, look at
+// Info, then wait.
+func (n *Node) Changes() <-chan struct{} {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.changes
+}
+
+// Info returns a snapshot of the node's state.
+func (n *Node) Info() Info {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	a := n.publicAddr()
+	return Info{
+		ID:           n.table.own,
+		Persistent:   n.persistent,
+		Firewalled:   n.firewalled,
+		Online:       !n.health.offline,
+		Degraded:     n.health.degraded,
+		Bootstrapped: n.bootstrapped,
+		Host:         a.Addr(),
+		Port:         a.Port(),
+		Nodes:        n.table.n,
+		Requests:     len(n.calls),
+		Records:      n.store.len() + n.router.forwards.len(),
+	}
+}
+
+// publicAddr returns our default socket's address as others see it, as far as known: see natSampler.addr.
+func (n *Node) publicAddr() netip.AddrPort {
+	if n.public.IsValid() {
+		return n.public
+	}
+	return n.nat.addr
+}
+
+// RemoteAddr returns the address at which anyone can reach the server socket; false if there is none, or it is
+// not known.
+func (n *Node) RemoteAddr() (netip.AddrPort, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.remoteAddr()
+}
+
+func (n *Node) remoteAddr() (netip.AddrPort, bool) {
+	if n.firewalled {
+		return netip.AddrPort{}, false
+	}
+	if n.public.IsValid() {
+		return n.public, true
+	}
+	if !n.nat.known() || n.nat.addr.Port() != n.server.LocalAddr().Port() {
+		return netip.AddrPort{}, false
+	}
+	return n.nat.addr, true
+}
+
+// DefaultSocket returns the socket that requests leave by: the client socket while the node may be firewalled,
+// else the server socket.
+func (n *Node) DefaultSocket() Socket {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.defaultSocket()
+}
+
+func (n *Node) defaultSocket() Socket {
+	if n.firewalled {
+		return n.client
+	}
+	return n.server
+}
+
+// RecentNodes returns up to limit members of the network, the one most recently heard from first.
+func (n *Node) RecentNodes(limit int) []netip.AddrPort {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	nodes := make([]netip.AddrPort, 0, max(0, min(limit, n.table.n)))
+	for m := n.table.latest; m != nil && len(nodes) < limit; m = m.older {
+		nodes = append(nodes, m.addr)
+	}
+	return nodes
+}
+
+// idFor returns our id if a packet from s shows it: only members have one, and only at their server socket.
+func (n *Node) idFor(s Socket) optional[key.Target] {
+	if n.persistent && s == n.server {
+		return some(n.table.own)
+	}
+	return optional[key.Target]{}
+}
+
+// unmap returns a with an IPv4 address that is mapped into IPv6 as plain IPv4.
+func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
+
+// jitter returns a random number in (n/2, n].
+func jitter(n int) int { return n - rand.IntN(max(1, n/2)) }

@@ -1,0 +1,167 @@
+package dht
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"omegatun/dht/compact"
+)
+
+// bootstrapHost is a node to enter the network by.
+type bootstrapHost struct {
+	ip   netip.Addr // invalid: only the name is known
+	name string     // empty: only the address is known
+	port uint16
+}
+
+// parseBootstrap parses entries of the forms "host:port" and "ip@host:port".
+func parseBootstrap(list []string) ([]bootstrapHost, error) {
+	hosts := make([]bootstrapHost, 0, len(list))
+	for _, s := range list {
+		host, portText, err := net.SplitHostPort(strings.TrimSpace(s))
+		if err != nil {
+			return nil, fmt.Errorf("dht: bootstrap node %q: want host:port", s)
+		}
+		port, err := strconv.ParseUint(portText, 10, 16)
+		if err != nil || port == 0 {
+			return nil, fmt.Errorf("dht: bootstrap node %q: %q is not a port", s, portText)
+		}
+		h := bootstrapHost{port: uint16(port), name: host}
+		if ip, name, both := strings.Cut(host, "@"); both {
+			if h.ip, err = netip.ParseAddr(ip); err != nil {
+				return nil, fmt.Errorf("dht: bootstrap node %q: %q is not an address", s, ip)
+			}
+			h.name = name
+		}
+		if ip, err := netip.ParseAddr(h.name); err == nil {
+			h.name = ""
+			if !h.ip.IsValid() {
+				h.ip = ip
+			}
+		}
+		h.ip = h.ip.Unmap()
+		if h.ip.IsValid() && !h.ip.Is4() {
+			return nil, fmt.Errorf("dht: bootstrap node %q: the network speaks IPv4 only", s)
+		}
+		if !h.ip.IsValid() && h.name == "" {
+			return nil, fmt.Errorf("dht: bootstrap node %q: no host", s)
+		}
+		hosts = append(hosts, h)
+	}
+	return hosts, nil
+}
+
+// resolvedFor is how long the address of a bootstrap node's name is used.
+const resolvedFor = 5 * time.Minute
+
+// resolution is the address of a name, or a lookup of it that is on its way.
+type resolution struct {
+	addr    netip.Addr // invalid: not found
+	until   time.Time
+	waiting []func(now time.Time, addr netip.Addr)
+}
+
+// resolve calls f with the IPv4 address of name, at once if it is known, invalid if there is none. f is called
+// with the mutex held.
+func (n *Node) resolve(now time.Time, name string, f func(now time.Time, addr netip.Addr)) {
+	r := n.resolved[name]
+	if r != nil && r.waiting == nil && now.Before(r.until) {
+		f(now, r.addr)
+		return
+	}
+	if r != nil && r.waiting != nil {
+		r.waiting = append(r.waiting, f)
+		return
+	}
+	r = &resolution{waiting: []func(time.Time, netip.Addr){f}}
+	n.resolved[name] = r // as many as there are bootstrap nodes
+	if n.closed {
+		return
+	}
+	n.wg.Go(func() {
+		addrs, err := n.lookupHost(n.ctx, name)
+		if err != nil {
+			n.log.Debug("bootstrap node not resolved", "host", name, "err", err)
+		}
+		n.do(func(now time.Time) {
+			for _, a := range addrs {
+				if a = a.Unmap(); a.Is4() {
+					r.addr, r.until = a, now.Add(resolvedFor)
+					break
+				}
+			}
+			waiting := r.waiting
+			r.waiting = nil
+			for _, f := range waiting {
+				if !n.closed {
+					f(now, r.addr)
+				}
+			}
+		})
+	})
+}
+
+// bootstrap looks around from our own place in the network, which is a random one at first.
+//
+// If a node that answers can reach our server socket as well, or if the node is to be a member anyhow, the
+// network state is checked, and if that gives the node its real id, it looks around once more.
+func (n *Node) bootstrap(now time.Time) {
+	probed := false
+	reachable := n.mode == Persistent && !n.persistent
+	first := func(now time.Time, f found) {
+		if probed || !n.firewalled || n.mode == Persistent {
+			return
+		}
+		probed = true
+		n.call(now, n.pingNAT(f.addr), func(now time.Time, a *answer, _ error) {
+			if a == nil || a.sock != n.server {
+				return
+			}
+			if reachable = true; n.bootstrapped {
+				n.checkNetwork(now, true, func(time.Time, bool) {}) // the answer came late
+			}
+		})
+	}
+	spec := lookupSpec{target: n.table.own, bootstrap: true, found: first}
+	n.background(now, spec, func(now time.Time, _ []found, err error) {
+		if errors.Is(err, ErrClosed) {
+			return
+		}
+		if !reachable {
+			n.finishBootstrap(now)
+			return
+		}
+		n.checkNetwork(now, n.mode != Persistent, func(now time.Time, ok bool) {
+			if !ok {
+				n.finishBootstrap(now)
+				return
+			}
+			n.background(now, lookupSpec{target: n.table.own}, func(now time.Time, _ []found, _ error) {
+				n.finishBootstrap(now)
+			})
+		})
+	})
+}
+
+// finishBootstrap makes the node ready, whatever it found.
+func (n *Node) finishBootstrap(now time.Time) {
+	if n.closed || n.bootstrapped {
+		return
+	}
+	n.bootstrapped = true
+	n.log.Info("bootstrapped", "nodes", n.table.n, "persistent", n.persistent, "firewalled", n.firewalled)
+	close(n.ready)
+	n.notify()
+	n.wakeAnnouncements(now)
+}
+
+// pingNAT is a request for a ping to our server socket.
+func (n *Node) pingNAT(to netip.AddrPort) callSpec {
+	port := compact.AppendUint16(nil, n.server.LocalAddr().Port())
+	return callSpec{to: to, command: cmdPingNAT, value: port, retries: defaultRetries}
+}

@@ -1,0 +1,220 @@
+package dht
+
+import (
+	"errors"
+	"net/netip"
+	"time"
+
+	"omegatun/dht/key"
+)
+
+// lookupSpec says what to ask nodes ever closer to a target.
+type lookupSpec struct {
+	target    key.Target
+	command   Command
+	value     []byte
+	start     []contact // nodes to start from, best first; then the table and the bootstrap nodes
+	bootstrap bool      // ask the bootstrap nodes even if others are known
+	retries   int       // per node; 0: queryRetries
+	enough    int       // so many closest nodes are worth no wait for slow ones; 0: bucketSize
+
+	found func(now time.Time, f found) // called for each answer without error; may be nil
+}
+
+// lookup runs a query. Its callbacks are called with the node's mutex held.
+type lookup struct {
+	*query
+	n    *Node
+	spec lookupSpec
+	busy bool // background: yields to others
+	over bool
+	held bool // run has to wait, or is running
+	done func(now time.Time, closest []found, err error)
+
+	calls      map[*call]struct{}
+	askedNames bool // bootstrap nodes were looked up by name although their address is known
+	usedNodes  bool // the bootstrap nodes were added
+}
+
+// background starts a query that yields to others.
+func (n *Node) background(now time.Time, spec lookupSpec, done func(time.Time, []found, error)) {
+	spec.command = cmdFindNode
+	l := n.newLookup(spec, backgroundConcurrency, done)
+	l.busy = true
+	l.begin(now)
+}
+
+// lookup starts a query.
+func (n *Node) lookup(now time.Time, spec lookupSpec, done func(time.Time, []found, error)) *lookup {
+	n.maintenance.refreshTicks = refreshTicks
+	l := n.newLookup(spec, queryConcurrency, done)
+	l.begin(now)
+	return l
+}
+
+func (n *Node) newLookup(spec lookupSpec, concurrency int, done func(time.Time, []found, error)) *lookup {
+	if spec.retries == 0 {
+		spec.retries = queryRetries
+	}
+	if spec.enough == 0 {
+		spec.enough = bucketSize
+	}
+	q := newQuery(spec.target, n.table.own, concurrency)
+	q.enough = spec.enough
+	return &lookup{query: q, n: n, spec: spec, done: done, calls: make(map[*call]struct{})}
+}
+
+func (l *lookup) begin(now time.Time) {
+	if l.n.closed {
+		l.end(now, ErrClosed)
+		return
+	}
+	l.n.lookups[l] = struct{}{}
+	l.held = true
+	l.start(l.spec.start)
+	l.addTable(now)
+	l.held = false
+	l.run(now)
+}
+
+// addTable adds the closest nodes that we know, if there is room for them, and the bootstrap nodes if there is
+// room still.
+func (l *lookup) addTable(now time.Time) {
+	if l.room() > 0 {
+		l.usedTable = true
+		known := l.n.table.closest(l.target, l.room())
+		nodes := make([]contact, len(known))
+		for i, m := range known {
+			nodes[i] = contact{id: m.id, addr: m.addr}
+		}
+		l.start(nodes)
+	}
+	if l.room() > 0 || l.spec.bootstrap {
+		l.addBootstraps(now)
+	}
+}
+
+// addBootstraps adds the bootstrap nodes, those known by name alone once they are looked up.
+func (l *lookup) addBootstraps(now time.Time) {
+	if l.usedNodes {
+		return
+	}
+	l.usedNodes = true
+	for _, h := range l.n.bootstraps {
+		if h.ip.IsValid() {
+			l.add(contactAt(netip.AddrPortFrom(h.ip, h.port)), netip.AddrPort{})
+		} else {
+			l.addByName(now, h)
+		}
+	}
+}
+
+func (l *lookup) addByName(now time.Time, h bootstrapHost) {
+	l.waiting++
+	l.n.resolve(now, h.name, func(now time.Time, ip netip.Addr) {
+		l.waiting--
+		if ip.IsValid() {
+			l.add(contactAt(netip.AddrPortFrom(ip, h.port)), netip.AddrPort{})
+		}
+		l.run(now)
+	})
+}
+
+// run asks whom the query wants asked, and ends it when there is nobody left.
+func (l *lookup) run(now time.Time) {
+	if l.held {
+		return
+	}
+	l.held = true
+	defer func() { l.held = false }()
+	for !l.over {
+		if l.busy {
+			l.concurrency = backgroundConcurrency
+			if len(l.n.calls) < 3 {
+				l.concurrency = queryConcurrency
+			}
+		}
+		c, ok := l.next()
+		if ok {
+			l.ask(now, c)
+			continue
+		}
+		switch {
+		case !l.idle():
+			return
+		case l.needsTable():
+			l.usedTable = true
+			l.addTable(now)
+		case l.successes == 0 && !l.usedNodes:
+			l.addBootstraps(now)
+		case l.successes == 0 && !l.askedNames:
+			l.askedNames = true // their addresses may have changed
+			for _, h := range l.n.bootstraps {
+				if h.ip.IsValid() && h.name != "" {
+					l.addByName(now, h)
+				}
+			}
+		default:
+			l.end(now, nil)
+		}
+	}
+}
+
+func (l *lookup) ask(now time.Time, to contact) {
+	spec := callSpec{
+		to: to.addr, member: true, command: l.spec.command, target: some(l.target),
+		value: l.spec.value, retries: l.spec.retries,
+		late: func(now time.Time) { l.late(to.addr); l.run(now) },
+	}
+	var c *call
+	c = l.n.call(now, spec, func(now time.Time, a *answer, err error) {
+		delete(l.calls, c)
+		switch {
+		case l.over:
+			return
+		case a != nil:
+			l.onAnswer(now, a)
+		case errors.Is(err, ErrTimeout):
+			for _, ref := range l.failed(to.addr) {
+				l.n.sendDownHint(now, ref, to.addr)
+			}
+		default:
+			l.end(now, err)
+			return
+		}
+		l.run(now)
+	})
+	if c != nil {
+		l.calls[c] = struct{}{}
+	}
+}
+
+func (l *lookup) onAnswer(now time.Time, a *answer) {
+	for _, down := range l.replied(a.from, &a.response, acceptable) {
+		l.n.sendDownHint(now, a.from, down)
+	}
+	if a.code == 0 && l.spec.found != nil {
+		l.spec.found(now, found{contact: contactAt(a.from), to: a.to, token: a.token, value: a.value})
+	}
+}
+
+// end ends the query. Requests still on their way are forgotten.
+func (l *lookup) end(now time.Time, err error) {
+	if l.over {
+		return
+	}
+	l.over = true
+	delete(l.n.lookups, l)
+	for c := range l.calls {
+		l.n.cancel(now, c)
+	}
+	l.done(now, l.closest, err)
+}
+
+// cancel ends the query without a word. l may be nil.
+func (l *lookup) cancel(now time.Time) {
+	if l != nil {
+		l.done = func(time.Time, []found, error) {}
+		l.end(now, ErrClosed)
+	}
+}

@@ -1,0 +1,218 @@
+package dht
+
+import (
+	"net/netip"
+	"slices"
+
+	"omegatun/dht/key"
+)
+
+const (
+	queryConcurrency      = 10
+	backgroundConcurrency = 2
+	reuseConcurrency      = 3    // while waiting for the first of many nodes known to be close
+	queryMaxSeen          = 4096 // addresses a query keeps track of: lies of others end there
+)
+
+// contact is a node to ask.
+type contact struct {
+	id   key.Target
+	addr netip.AddrPort
+}
+
+func contactAt(a netip.AddrPort) contact { return contact{id: NodeID(a), addr: a} }
+
+// found is a node that answered a query.
+type found struct {
+	contact
+	to    netip.AddrPort // our address as it sees it
+	token optional[Token]
+	value []byte
+}
+
+// query decides whom an iterative query asks next, and when it has found the nodes closest to its target. It
+// sends nothing: the owner asks the contacts that next returns and reports what became of them.
+//
+//	pending ──next──▶ asked ──replied / failed──▶ done
+//	                    └──slow──▶ asked, not waited for once enough closest are known
+//
+// Source: npm dht-rpc 6.27.0, lib/query.js.
+type query struct {
+	target      key.Target
+	own         key.Target // our id, which is not asked
+	concurrency int
+	enough      int // so many closest nodes are worth no wait for slow ones
+
+	pending []contact // a stack
+	seen    map[netip.AddrPort]*visit
+	closest []found // nearest first, at most bucketSize
+
+	inflight, slow    int
+	successes, errors int
+	usedTable         bool // the routing table was asked for a start
+	slowdown          bool // started from enough close nodes: let them answer first
+	waiting           int  // start nodes that are still being looked up
+}
+
+// visit is what a query knows of an address.
+type visit struct {
+	contact
+	state visitState
+	slow  bool
+	refs  []netip.AddrPort // who mentioned it
+}
+
+type visitState uint8
+
+const (
+	visitPending visitState = iota // known, perhaps already asked
+	visitDone                      // it answered
+	visitDown                      // it did not
+)
+
+func newQuery(target, own key.Target, concurrency int) *query {
+	return &query{target: target, own: own, concurrency: concurrency, enough: bucketSize, seen: make(map[netip.AddrPort]*visit)}
+}
+
+// start adds nodes to start from, the most promising first.
+func (q *query) start(nodes []contact) {
+	for _, c := range slices.Backward(nodes) {
+		q.add(c, netip.AddrPort{})
+	}
+}
+
+// room returns how many more nodes to start from the query would like.
+func (q *query) room() int { return max(0, bucketSize-len(q.pending)) }
+
+// isCloser reports whether a node with the given id is among the closest known so far.
+func (q *query) isCloser(id key.Target) bool {
+	return len(q.closest) < bucketSize || closerTo(q.target, id, q.closest[len(q.closest)-1].id)
+}
+
+// add takes in a node mentioned by ref (invalid: by nobody) and reports whether it is among the closest so far,
+// and whether it is known to be down.
+func (q *query) add(c contact, ref netip.AddrPort) (closer, down bool) {
+	closer = q.isCloser(c.id)
+	if v := q.seen[c.addr]; v != nil {
+		if v.state == visitPending && ref.IsValid() && len(v.refs) < bucketSize {
+			v.refs = append(v.refs, ref)
+		}
+		return closer, v.state == visitDown
+	}
+	if !closer || len(q.seen) >= queryMaxSeen {
+		return closer, false
+	}
+	v := &visit{contact: c}
+	if ref.IsValid() {
+		v.refs = append(v.refs, ref)
+	}
+	q.seen[c.addr] = v
+	q.pending = append(q.pending, c)
+	return true, false
+}
+
+// next returns a node to ask now; false if there is none, or enough are being asked.
+func (q *query) next() (contact, bool) {
+	limit := q.concurrency
+	if q.slowdown {
+		limit = reuseConcurrency
+	}
+	for q.inflight < limit+q.slow && len(q.pending) > 0 {
+		c := q.pending[len(q.pending)-1]
+		q.pending = q.pending[:len(q.pending)-1]
+		if q.isCloser(c.id) {
+			q.inflight++
+			return c, true
+		}
+	}
+	if !q.usedTable && q.successes == 0 && q.errors == 0 {
+		q.slowdown = true
+	}
+	return contact{}, false
+}
+
+// replied reports the answer r of the node at addr. It returns which of the nodes named in it are known to be
+// down, for a hint to the one that answered.
+func (q *query) replied(addr netip.AddrPort, r *response, filter func(netip.AddrPort) bool) (down []netip.AddrPort) {
+	q.ended(addr, visitDone)
+	if r.code == 0 {
+		q.successes++
+		if r.id.set && q.isCloser(r.id.v) {
+			q.insert(found{contact: contact{id: r.id.v, addr: addr}, to: r.to, token: r.token, value: r.value})
+		}
+	} else {
+		q.errors++
+	}
+	for _, a := range r.closer[:min(len(r.closer), bucketSize)] {
+		c := contactAt(a)
+		if c.id == q.own || !usable(a) || !filter(a) {
+			continue
+		}
+		closer, isDown := q.add(c, addr)
+		if isDown {
+			down = append(down, a)
+		}
+		if !closer {
+			break // the list is sorted, or nearly
+		}
+	}
+	if !q.usedTable && q.successes+q.errors >= q.concurrency {
+		q.slowdown = false
+	}
+	return down
+}
+
+// failed reports that the node at addr did not answer at all. It returns who mentioned it, for hints to them.
+func (q *query) failed(addr netip.AddrPort) (refs []netip.AddrPort) {
+	v := q.ended(addr, visitDown)
+	q.errors++
+	if v == nil {
+		return nil
+	}
+	refs, v.refs = v.refs, nil
+	return refs
+}
+
+// late reports that the node at addr has not answered the first attempt. Another one is asked meanwhile.
+func (q *query) late(addr netip.AddrPort) {
+	if v := q.seen[addr]; v != nil && !v.slow {
+		v.slow = true
+		q.slow++
+	}
+}
+
+func (q *query) ended(addr netip.AddrPort, state visitState) *visit {
+	q.inflight--
+	v := q.seen[addr]
+	if v == nil {
+		return nil
+	}
+	v.state = state
+	if v.slow {
+		v.slow = false
+		q.slow--
+	}
+	return v
+}
+
+// insert puts f among the closest.
+func (q *query) insert(f found) {
+	at, dup := slices.BinarySearchFunc(q.closest, f.id, func(o found, id key.Target) int {
+		return compareDistance(q.target, o.id, id)
+	})
+	if dup {
+		return
+	}
+	q.closest = slices.Insert(q.closest, at, f)
+	q.closest = q.closest[:min(len(q.closest), bucketSize)]
+}
+
+// idle reports whether nothing is left to ask or worth waiting for.
+func (q *query) idle() bool {
+	return len(q.pending) == 0 && q.waiting == 0 &&
+		(q.inflight == 0 || q.slow == q.inflight && len(q.closest) >= q.enough)
+}
+
+// needsTable reports whether an idle query learnt too little from the nodes that it was given, and should go on
+// from the routing table.
+func (q *query) needsTable() bool { return !q.usedTable && q.successes < bucketSize/4 }

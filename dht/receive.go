@@ -1,0 +1,210 @@
+package dht
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"omegatun/dht/key"
+)
+
+// maxAmplification is how many times larger than a request its answer may be, if the requester has not shown
+// that it receives at the address it sends from. See the package comment for what cannot be kept to it.
+const maxAmplification = 3
+
+// incoming is a request of another node.
+type incoming struct {
+	request
+	sock     Socket
+	from     netip.AddrPort
+	size     int  // of the datagram
+	verified bool // the sender does receive at its address
+}
+
+// Receive takes in a datagram that starts with byte 0x03 or 0x13, from whichever socket of the program it
+// arrived on; anything else is ignored. It does not keep b, and does not wait.
+func (n *Node) Receive(s Socket, b []byte, from netip.AddrPort) {
+	from = unmap(from)
+	if len(b) < 2 || !usable(from) {
+		return
+	}
+	switch b[0] {
+	case requestByte:
+		r, err := parseRequest(b)
+		if err != nil {
+			return
+		}
+		r.id = checkID(r.id, from)
+		n.do(func(now time.Time) {
+			if !n.closed {
+				n.handleRequest(now, &incoming{request: r, sock: s, from: from, size: len(b)})
+			}
+		})
+	case responseByte:
+		r, err := parseResponse(b)
+		if err != nil {
+			return
+		}
+		r.id = checkID(r.id, from)
+		n.do(func(now time.Time) {
+			if !n.closed {
+				n.handleResponse(now, s, from, &r)
+			}
+		})
+	}
+}
+
+// checkID returns id if it is that of a node at from, else none.
+func checkID(id optional[key.Target], from netip.AddrPort) optional[key.Target] {
+	if id.set && id.v != NodeID(from) {
+		return optional[key.Target]{}
+	}
+	return id
+}
+
+func (n *Node) handleRequest(now time.Time, in *incoming) {
+	if in.token.set {
+		if !n.tokens.valid(in.token.v, in.from.Addr(), now) {
+			n.refuse(now, in, CodeInvalidToken, withToken|withCloser)
+			return
+		}
+		in.verified = true
+	}
+	if in.id.set {
+		m := n.heardRequest(now, in)
+		in.verified = in.verified || m != nil && m.answered
+	}
+	switch in.command {
+	case cmdPing:
+		n.reply(now, in, nil, 0)
+	case cmdPingNAT:
+		n.handlePingNAT(now, in)
+	case cmdFindNode:
+		if in.target.set {
+			n.reply(now, in, nil, withCloser)
+		}
+	case cmdDownHint:
+		n.handleDownHint(now, in)
+	case cmdDelayedPing:
+		n.handleDelayedPing(now, in)
+	case cmdPeerHandshake:
+		n.handlePeerHandshake(now, in)
+	case cmdPeerHolepunch:
+		n.handlePeerHolepunch(now, in)
+	default:
+		if !n.persistent || in.command.Internal() || in.command > cmdImmutableGet {
+			n.refuse(now, in, CodeUnknownCommand, withCloser)
+			return
+		}
+		n.serve(now, in)
+	}
+}
+
+// replyParts says what an answer carries besides its value.
+type replyParts uint8
+
+const (
+	withToken replyParts = 1 << iota
+	withCloser
+)
+
+// reply answers in; a nil value means none.
+func (n *Node) reply(now time.Time, in *incoming, value []byte, parts replyParts) {
+	n.respond(now, in, response{value: value}, parts)
+}
+
+// refuse answers in with an error.
+func (n *Node) refuse(now time.Time, in *incoming, code uint64, parts replyParts) {
+	n.respond(now, in, response{code: code}, parts)
+}
+
+// respond completes r and sends it to whoever asked.
+func (n *Node) respond(now time.Time, in *incoming, r response, parts replyParts) {
+	r.tid, r.to, r.id = in.tid, in.from, n.idFor(in.sock)
+	if parts&withToken != 0 {
+		r.token = some(n.tokens.issue(in.from.Addr(), now))
+	}
+	size := r.size()
+	if parts&withCloser != 0 && in.target.set {
+		limit := bucketSize
+		if !in.verified { // a count and six bytes a node
+			limit = min(limit, (maxAmplification*in.size-size-1)/6)
+		}
+		for _, m := range n.table.closest(in.target.v, max(0, limit)) {
+			r.closer = append(r.closer, m.addr)
+		}
+	}
+	if excess := size - maxAmplification*in.size; excess > 0 && !in.verified && r.value != nil {
+		if !n.store.excess.allow(in.from.Addr(), float64(excess), now) {
+			return
+		}
+	}
+	n.sendLater(in.sock, r.append(make([]byte, 0, size+1+6*len(r.closer))), in.from)
+}
+
+// handlePingNAT answers to another port of the requester's host: can it be reached there?
+func (n *Node) handlePingNAT(now time.Time, in *incoming) {
+	if len(in.value) < 2 {
+		return
+	}
+	port := uint16(in.value[0]) | uint16(in.value[1])<<8
+	if port == 0 {
+		return
+	}
+	in.from = netip.AddrPortFrom(in.from.Addr(), port)
+	n.reply(now, in, nil, 0)
+}
+
+// handleDownHint checks a node that we told the requester of, and that did not answer it.
+func (n *Node) handleDownHint(now time.Time, in *incoming) {
+	if len(in.value) < 6 {
+		return
+	}
+	if n.checks < maxChecks {
+		m := n.table.get(key.Hash(in.value[:6]))
+		if m != nil && (m.pinged < n.tick || m.hints == 0) {
+			m.hints++
+			n.check(now, m)
+		}
+	}
+	n.reply(now, in, nil, 0)
+}
+
+const (
+	maxPingDelay = 10 * time.Second
+	maxDelayed   = 256 // delayed pings waiting to be answered
+)
+
+// handleDelayedPing answers after a delay: does the requester's mapping last that long?
+func (n *Node) handleDelayedPing(now time.Time, in *incoming) {
+	if len(in.value) < 4 {
+		return
+	}
+	v := in.value
+	ms := uint32(v[0]) | uint32(v[1])<<8 | uint32(v[2])<<16 | uint32(v[3])<<24
+	delay := time.Duration(ms) * time.Millisecond
+	if delay > maxPingDelay || n.delayed >= maxDelayed {
+		return
+	}
+	in.value = nil // it belongs to the datagram
+	n.delayed++
+	n.alarms.set(&alarm{}, now.Add(delay), func(now time.Time) {
+		n.delayed--
+		n.reply(now, in, nil, 0)
+	})
+}
+
+// skipped lists nodes that got into the public network by accident. Source: npm hyperdht, index.js (filterNode).
+var skipped = []netip.AddrPort{
+	netip.MustParseAddrPort("134.209.28.98:49738"),
+	netip.MustParseAddrPort("167.99.142.185:49738"),
+	netip.MustParseAddrPort("35.233.47.252:9400"),
+}
+
+// skippedHost is left out whatever the port.
+var skippedHost = netip.MustParseAddr("150.136.142.116")
+
+// acceptable reports whether the node at a may enter the routing table and be asked.
+func acceptable(a netip.AddrPort) bool {
+	return usable(a) && a.Addr() != skippedHost && !slices.Contains(skipped, a)
+}
