@@ -1,0 +1,77 @@
+package punch
+
+import (
+	"net/netip"
+	"time"
+
+	"omegatun/dht"
+)
+
+const (
+	surveyBatch    = 4                      // nodes asked at a time: one may fail to answer
+	surveyPatience = 300 * time.Millisecond // before more nodes are asked
+	surveyLimit    = 16                     // nodes asked in all
+	surveyTime     = 3 * time.Second        // after which the samples at hand must do
+
+	// The nodes heard from last are passed over if there are enough others: they are the ones that the
+	// lookup and the handshake went to, and the relays give a sample anyway.
+	surveySkip     = 5
+	surveySkipFrom = 8
+	surveyNodes    = 24 // nodes to choose from
+)
+
+// survey asks nodes how they see the punch socket, until an analysis is sure or the nodes are used up. It has no
+// clock and sends nothing itself.
+type survey struct {
+	analysis
+	nodes   []netip.AddrPort // not asked yet
+	asked   int
+	pending int
+	start   time.Time
+	more    time.Time // when to ask more
+	done    bool
+}
+
+// newSurvey starts a survey among nodes, the ones heard most recently first.
+func newSurvey(now time.Time, open bool, nodes []netip.AddrPort) survey {
+	if len(nodes) >= surveySkipFrom {
+		nodes = append(nodes[surveySkip:len(nodes):len(nodes)], nodes[:surveySkip]...)
+	}
+	return survey{analysis: analysis{open: open}, nodes: nodes, start: now, more: now}
+}
+
+// pong takes an answer: the node at by sees the socket as seen.
+func (s *survey) pong(seen, by netip.AddrPort) {
+	s.pending--
+	s.add(seen, by)
+}
+
+// miss takes note that a node did not answer.
+func (s *survey) miss() { s.pending-- }
+
+// advance moves the survey to time now. It returns the nodes to ping, without retries, and when it wants to be
+// called again, zero for never.
+func (s *survey) advance(now time.Time) (ping []netip.AddrPort, wake time.Time) {
+	switch {
+	case s.done:
+		return nil, time.Time{}
+	case s.open, s.firewall == dht.FirewallConsistent, s.firewall == dht.FirewallRandom && len(s.by) > wantSamples,
+		s.pending == 0 && s.exhausted(), !now.Before(s.start.Add(surveyTime)):
+		s.conclude()
+		s.done = true
+		return nil, time.Time{}
+	}
+	if !s.exhausted() && (s.pending == 0 || !now.Before(s.more)) {
+		n := min(surveyBatch, len(s.nodes), surveyLimit-s.asked)
+		ping, s.nodes = s.nodes[:n], s.nodes[n:]
+		s.asked += n
+		s.pending += n
+		s.more = now.Add(surveyPatience)
+	}
+	if s.exhausted() {
+		return ping, s.start.Add(surveyTime)
+	}
+	return ping, s.more
+}
+
+func (s *survey) exhausted() bool { return len(s.nodes) == 0 || s.asked >= surveyLimit }
