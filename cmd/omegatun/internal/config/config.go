@@ -137,13 +137,13 @@ func (c *Config) add(path, text string, peersOnly bool) error {
 		return syntaxError(path, err)
 	}
 	at := index(text)
-	bad := func(where string, format string, args ...any) error {
+	bad := func(where string, format string, args ...any) *exit.Error {
 		return exit.New(exit.Usage, "%v: "+format, append([]any{Place{path, at[where]}}, args...)...).
 			WithTry("correct the file, then: omegatun config check")
 	}
 	if keys := meta.Undecoded(); len(keys) > 0 {
 		k := keys[0]
-		return bad(at.find(k), "%q is not a setting that omegatun knows", k.String()).(*exit.Error).
+		return bad(at.find(k), "%q is not a setting that omegatun knows", k.String()).
 			WithTry("remove the line; omegatun help config lists all settings")
 	}
 	if peersOnly && (f.Name != nil || f.Port != nil || f.Interface != nil || f.IPv4 != nil || f.Bootstrap != nil) {

@@ -94,7 +94,7 @@ func serve(t *testing.T, d Daemon) *Client {
 // socketPath returns a path that is short enough for a socket.
 func socketPath(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "omegatun")
+	dir, err := os.MkdirTemp("", "omegatun") //nolint:usetesting // t.TempDir is too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
