@@ -127,7 +127,7 @@ func (n *Node) bootstrap(now time.Time) {
 			}
 		})
 	}
-	spec := lookupSpec{target: n.table.own, bootstrap: true, found: first}
+	spec := lookupSpec{target: n.table.own, bootstrap: true, enough: 1, found: first}
 	n.background(now, spec, func(now time.Time, _ []found, err error) {
 		if errors.Is(err, ErrClosed) {
 			return
@@ -141,7 +141,7 @@ func (n *Node) bootstrap(now time.Time) {
 				n.finishBootstrap(now)
 				return
 			}
-			n.background(now, lookupSpec{target: n.table.own}, func(now time.Time, _ []found, _ error) {
+			n.background(now, lookupSpec{target: n.table.own, enough: 1}, func(now time.Time, _ []found, _ error) {
 				n.finishBootstrap(now)
 			})
 		})

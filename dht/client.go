@@ -2,6 +2,7 @@ package dht
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"net/netip"
@@ -119,15 +120,22 @@ func (n *Node) Holepunch(
 }
 
 // FindPeer asks nodes ever closer to target for the peer whose key hashes to it, and yields those that know it,
-// as their answers come. Nodes of start are asked first. Breaking out of the loop cancels the query. The last
+// as their answers come. Nodes of start are asked first. If the peer announced itself to this node, the first
+// pair is the peer's own address. Breaking out of the loop cancels the query. The last
 // pair has an error if the query did not run to its end: ctx ended, the node is closed, or nobody answered
 // ([ErrNoNodes]). A record says no more than that the node forwards messages to the peer.
 func (n *Node) FindPeer(ctx context.Context, target key.Target, start []netip.AddrPort) iter.Seq2[PeerReply, error] {
 	spec := lookupSpec{target: target, command: cmdFindPeer, start: contactsAt(start), retries: defaultRetries}
 	return func(yield func(PeerReply, error) bool) {
+		own, known := n.knownPeer(target)
+		if known && !yield(own, nil) {
+			return
+		}
 		for f, err := range n.search(ctx, spec) {
 			if err != nil {
-				yield(PeerReply{}, err)
+				if !known || !errors.Is(err, ErrNoNodes) {
+					yield(PeerReply{}, err)
+				}
 				return
 			}
 			if f.value == nil {
@@ -142,6 +150,22 @@ func (n *Node) FindPeer(ctx context.Context, target key.Target, start []netip.Ad
 			}
 		}
 	}
+}
+
+// knownPeer returns what we know ourselves of a peer that announced itself to us. Then we need no relay: it
+// keeps the way open from our socket to the one it announced itself from.
+func (n *Node) knownPeer(target key.Target) (p PeerReply, known bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	f, ok := n.router.forwards.get(target, time.Now())
+	if !ok || !n.persistent {
+		return PeerReply{}, false
+	}
+	r, err := ParseRecord(f.record)
+	if err != nil {
+		return PeerReply{}, false
+	}
+	return PeerReply{From: f.relay, To: n.publicAddr(), Peer: r}, true
 }
 
 func contactsAt(addrs []netip.AddrPort) (nodes []contact) {

@@ -16,7 +16,7 @@ type lookupSpec struct {
 	start     []contact // nodes to start from, best first; then the table and the bootstrap nodes
 	bootstrap bool      // ask the bootstrap nodes even if others are known
 	retries   int       // per node; 0: queryRetries
-	enough    int       // so many closest nodes are worth no wait for slow ones; 0: bucketSize
+	enough    int       // done is called early, for so many closest nodes, if only dead ones are waited for; 0: never
 
 	found func(now time.Time, f found) // called for each answer without error; may be nil
 }
@@ -56,11 +56,7 @@ func (n *Node) newLookup(spec lookupSpec, concurrency int, done func(time.Time, 
 	if spec.retries == 0 {
 		spec.retries = queryRetries
 	}
-	if spec.enough == 0 {
-		spec.enough = bucketSize
-	}
 	q := newQuery(spec.target, n.table.own, concurrency)
-	q.enough = spec.enough
 	return &lookup{query: q, n: n, spec: spec, done: done, calls: make(map[*call]struct{})}
 }
 
@@ -139,6 +135,11 @@ func (l *lookup) run(now time.Time) {
 			l.ask(now, c)
 			continue
 		}
+		if l.spec.enough > 0 && l.stalled() && len(l.closest) >= l.spec.enough {
+			l.spec.enough = 0
+			l.conclude(now, nil)
+			continue
+		}
 		switch {
 		case !l.idle():
 			return
@@ -208,7 +209,14 @@ func (l *lookup) end(now time.Time, err error) {
 	for c := range l.calls {
 		l.n.cancel(now, c)
 	}
-	l.done(now, l.closest, err)
+	l.conclude(now, err)
+}
+
+// conclude reports the result, once.
+func (l *lookup) conclude(now time.Time, err error) {
+	done := l.done
+	l.done = func(time.Time, []found, error) {}
+	done(now, l.closest, err)
 }
 
 // cancel ends the query without a word. l may be nil.

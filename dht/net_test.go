@@ -104,7 +104,9 @@ func (w *testNet) cut(host netip.Addr, down bool) {
 }
 
 // host returns the n-th host's address.
-func testHost(n int) netip.Addr { return netip.AddrFrom4([4]byte{20, byte(n >> 16), byte(n >> 8), byte(n)}) }
+func testHost(n int) netip.Addr {
+	return netip.AddrFrom4([4]byte{20, byte(n >> 16), byte(n >> 8), byte(n)})
+}
 
 // testNode is a node and its place in a testNet.
 type testNode struct {

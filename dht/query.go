@@ -34,14 +34,13 @@ type found struct {
 // sends nothing: the owner asks the contacts that next returns and reports what became of them.
 //
 //	pending ──next──▶ asked ──replied / failed──▶ done
-//	                    └──slow──▶ asked, not waited for once enough closest are known
+//	                    └──slow──▶ asked, not waited for once 20 closest are known
 //
 // Source: npm dht-rpc 6.27.0, lib/query.js.
 type query struct {
 	target      key.Target
 	own         key.Target // our id, which is not asked
 	concurrency int
-	enough      int // so many closest nodes are worth no wait for slow ones
 
 	pending []contact // a stack
 	seen    map[netip.AddrPort]*visit
@@ -71,7 +70,7 @@ const (
 )
 
 func newQuery(target, own key.Target, concurrency int) *query {
-	return &query{target: target, own: own, concurrency: concurrency, enough: bucketSize, seen: make(map[netip.AddrPort]*visit)}
+	return &query{target: target, own: own, concurrency: concurrency, seen: make(map[netip.AddrPort]*visit)}
 }
 
 // start adds nodes to start from, the most promising first.
@@ -210,8 +209,11 @@ func (q *query) insert(f found) {
 // idle reports whether nothing is left to ask or worth waiting for.
 func (q *query) idle() bool {
 	return len(q.pending) == 0 && q.waiting == 0 &&
-		(q.inflight == 0 || q.slow == q.inflight && len(q.closest) >= q.enough)
+		(q.inflight == 0 || q.slow == q.inflight && len(q.closest) >= bucketSize)
 }
+
+// stalled reports whether only nodes that did not answer in time keep the query from its end.
+func (q *query) stalled() bool { return len(q.pending) == 0 && q.waiting == 0 && q.slow == q.inflight }
 
 // needsTable reports whether an idle query learnt too little from the nodes that it was given, and should go on
 // from the routing table.
