@@ -28,8 +28,8 @@ type message struct {
 // datagram is one datagram's place in the arena.
 type datagram struct{ start, end, message uint32 }
 
-// NewBatch returns a batch of 16 slots of 64 KiB, each for one train or datagram of any size. Only what datagrams
-// have touched takes up memory.
+// NewBatch returns a batch of 16 slots of 64 KiB, each for one train or datagram of any size. Slots are filled from
+// the first one on, so that the memory in use, and in the processor's cache, is no more than what arrives at a time.
 func NewBatch() *Batch { return newBatch(trainSlots, trainSlot) }
 
 // NewSmallBatch returns a batch of 8 KiB in all, for the many sockets that see only a few short datagrams, as those

@@ -41,8 +41,8 @@ type InUseError struct {
 }
 
 func (e *InUseError) Error() string {
-	return fmt.Sprintf("udp: port %d of %v is in use; stop the program that has it, choose another port, or port 0 for any free one",
-		e.Addr.Port(), e.Addr.Addr())
+	return fmt.Sprintf("udp: port %d of %v is in use; stop the program that has it, choose another port, "+
+		"or port 0 for any free one", e.Addr.Port(), e.Addr.Addr())
 }
 
 // Unwrap returns the system's error.

@@ -8,9 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The calls are made here and not through golang.org/x/net/ipv4, whose ReadBatch allocates two objects for each
-// message, whose WriteBatch allows one sender at a time, and which has no place for IPv6 zones without a lookup. Waiting is the
-// Go runtime's, through syscall.RawConn, in both.
+// The calls are made here and not through golang.org/x/net/ipv4, whose ReadBatch allocates two objects for each message
+// and whose WriteBatch lets in one sender at a time (on two cores, two senders of full trains get through 1.5 times as
+// much without). The waiting is the Go runtime's, through syscall.RawConn, in both.
 
 // mmsghdr is struct mmsghdr. Its padding comes by itself: Go too rounds a struct's size up to its alignment.
 type mmsghdr struct {

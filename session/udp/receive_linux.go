@@ -70,12 +70,11 @@ func (c *Conn) receiveMany(b *Batch) error {
 	if err := c.raw.Read(s.recv); err != nil {
 		return err
 	}
-	switch s.errno {
-	case 0:
-	case unix.ENOSYS: // a sandbox
+	if s.errno == unix.ENOSYS { // a sandbox
 		c.giveUp(AllFeatures, s.errno)
 		return nil
-	default:
+	}
+	if s.errno != 0 {
 		return s.errno
 	}
 	s.dirty = s.n
@@ -83,7 +82,7 @@ func (c *Conn) receiveMany(b *Batch) error {
 	for i := range s.n {
 		m := &s.headers[i]
 		truncated := m.hdr.Flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0
-		info := s.parse(s.controls[i][:min(uint64(m.hdr.Controllen), receiveControlSize)])
+		info := s.parse(s.controls[i][:min(m.hdr.Controllen, receiveControlSize)])
 		p, n := c.accept(b, i, int(m.n), truncated, info, getSockaddr(&s.names[i], m.hdr.Namelen, &s.zones))
 		packets += p
 		size += n

@@ -30,7 +30,7 @@ type Source struct {
 }
 
 // From returns the Source for local, which should be an address that Batch.Local told. It is the same pointer for the
-// same address. On systems without Batch.Local the kernel goes on choosing the source address.
+// same address, and lives as long as the Conn. On systems without Batch.Local the kernel goes on choosing the source.
 func (c *Conn) From(local netip.Addr) *Source {
 	local = local.Unmap()
 	c.sourcesMu.Lock()

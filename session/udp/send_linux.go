@@ -151,7 +151,7 @@ func (s *sender) flush() {
 		s.at += s.sent
 		switch {
 		case err != nil: // closed
-			s.fail(err, 0)
+			s.note(s.c.sendFailed(err, 0, s.to))
 			s.at = s.n
 		case s.errno != 0: // it is the first unsent message's
 			s.refused(s.at, s.errno)
@@ -205,27 +205,35 @@ func (s *sender) count(first, end int) {
 // refused deals with message m, which the kernel did not take.
 func (s *sender) refused(m int, errno unix.Errno) {
 	t := &s.trains[m]
-	single := t.count == 1
+	isTrain := t.count > 1
 	switch {
 	case errno == unix.ENOSYS: // a sandbox
 		s.c.giveUp(AllFeatures, errno)
+		s.singly(t)
 	case isLate(errno):
 		s.c.counters.socketErrors.Add(1)
-	case single, isNoBuffer(errno):
-		for range t.count {
-			s.fail(errno, t.segment)
-		}
-		return
-	case errno == unix.EIO:
+		s.singly(t)
+	case isTrain && errno == unix.EIO:
 		// The device has no checksum offload, or the route is encrypted by IPsec.
-		s.c.giveUp(FeatureSegment, errno)
-		s.segment = false
+		s.noTrains(errno)
+		s.singly(t)
+	case isTrain && errno == unix.EMSGSIZE:
+		s.singly(t) // the last, shorter one may pass
+	case isTrain && (errno == unix.EINVAL || errno == unix.EOPNOTSUPP):
+		// Older kernels say EINVAL instead of EMSGSIZE. If all pass one by one it was about the train.
+		if s.singly(t) {
+			s.noTrains(errno)
+		}
+	default:
+		for range t.count {
+			s.note(s.c.sendFailed(errno, t.segment, s.to))
+		}
 	}
-	if s.singly(t) && !single && errno != unix.EMSGSIZE && errno != unix.EIO && !isLate(errno) {
-		// Whatever it is (EINVAL, mostly), it is about trains.
-		s.c.giveUp(FeatureSegment, errno)
-		s.segment = false
-	}
+}
+
+func (s *sender) noTrains(why error) {
+	s.c.giveUp(FeatureSegment, why)
+	s.segment = false
 }
 
 // singly sends a train's datagrams one by one and reports whether all of them left.
@@ -253,9 +261,6 @@ func (s *sender) singly(t *train) bool {
 	}
 	return ok
 }
-
-// fail counts a datagram as failed.
-func (s *sender) fail(err error, size int) { s.note(s.c.sendFailed(err, size, s.to)) }
 
 func (s *sender) note(err error) {
 	if s.first == nil {

@@ -27,7 +27,7 @@ func TestTTLArrives(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				defer z.Close()
+				t.Cleanup(func() { _ = z.Close() })
 				if addr.Addr().Is4() {
 					err = ipv4.NewPacketConn(z).SetControlMessage(ipv4.FlagTTL, true)
 				} else {
@@ -44,11 +44,15 @@ func TestTTLArrives(t *testing.T) {
 					}
 					if addr.Addr().Is4() {
 						var cm ipv4.ControlMessage
-						err = cm.Parse(oob[:n])
+						if err := cm.Parse(oob[:n]); err != nil {
+							t.Fatal(err)
+						}
 						return cm.TTL
 					}
 					var cm ipv6.ControlMessage
-					err = cm.Parse(oob[:n])
+					if err := cm.Parse(oob[:n]); err != nil {
+						t.Fatal(err)
+					}
 					return cm.HopLimit
 				}
 				to := z.LocalAddr().(*net.UDPAddr).AddrPort()
@@ -282,6 +286,36 @@ func TestSendTrouble(t *testing.T) {
 	}
 }
 
+// TestErrorsOfTheRouteLeaveTrainsOn covers what a firewall or a lost route may answer for a while.
+func TestErrorsOfTheRouteLeaveTrainsOn(t *testing.T) {
+	a := listen(t, loopback4, Config{})
+	for _, errno := range []unix.Errno{unix.EPERM, unix.ENETUNREACH, unix.EHOSTUNREACH, unix.ENETDOWN, unix.EACCES} {
+		before := a.Stats()
+		fakeSend(a, func(uintptr, []mmsghdr) (int, unix.Errno) { return -1, errno })
+		if err := a.SendBatch(datagrams(9, 9, 9), a.LocalAddr()); !errors.Is(err, errno) {
+			t.Errorf("SendBatch: %v, want %v", err, errno)
+		}
+		if s := a.Stats(); s.Features != before.Features || s.SendErrors != before.SendErrors+3 {
+			t.Errorf("after %v: %+v, before: %+v", errno, s, before)
+		}
+	}
+}
+
+func TestDontFragment(t *testing.T) {
+	for _, tt := range []struct {
+		addr          netip.AddrPort
+		level, option int
+	}{
+		{loopback4, unix.SOL_IP, unix.IP_MTU_DISCOVER},
+		{loopback6, unix.SOL_IPV6, unix.IPV6_MTU_DISCOVER},
+	} {
+		n, err := listen(t, tt.addr, Config{}).getInt(tt.level, tt.option)
+		if err != nil || n != unix.IP_PMTUDISC_PROBE {
+			t.Errorf("%v: MTU discovery is %d, %v; want PROBE", tt.addr, n, err)
+		}
+	}
+}
+
 func TestEveryDatagramRefused(t *testing.T) {
 	a := listen(t, loopback4, Config{})
 	fakeSend(a, func(uintptr, []mmsghdr) (int, unix.Errno) { return -1, unix.ENETUNREACH })
@@ -294,7 +328,7 @@ func TestEveryDatagramRefused(t *testing.T) {
 	}
 }
 
-// message puts a datagram into m as the kernel would.
+// fakeMessage puts a datagram into m as the kernel would.
 func fakeMessage(m *mmsghdr, from netip.AddrPort, data string, flags int32, control []byte) {
 	copy(unsafe.Slice(m.hdr.Iov.Base, int(m.hdr.Iov.Len)), data)
 	copy(unsafe.Slice(m.hdr.Control, receiveControlSize), control)
@@ -533,7 +567,7 @@ func loopbackUp(mtu uint32) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	ifr, err := unix.NewIfreq("lo")
 	if err != nil {
 		return err

@@ -19,8 +19,9 @@ const (
 	// MaxTrain is the largest number of datagrams that leave as one train.
 	MaxTrain = 64
 
-	// DefaultReadBuffer and DefaultWriteBuffer are the socket buffers in bytes; the package comment gives the reasons.
-	DefaultReadBuffer  = 1 << 20
+	// DefaultReadBuffer is the size of the receive buffer in bytes. The package comment gives the reasons.
+	DefaultReadBuffer = 1 << 20
+	// DefaultWriteBuffer is the size of the send buffer in bytes.
 	DefaultWriteBuffer = 256 << 10
 )
 
@@ -169,8 +170,8 @@ func (c *Conn) giveUp(f Features, why error) {
 	}
 }
 
-// Stats are a socket's counters since it was opened. Calls count system calls or, where one call carries several messages,
-// each of its messages once: packets over calls is how well trains are used.
+// Stats are a socket's counters since it was opened. Packets are datagrams, and bytes their payload. A train is what the
+// kernel handles as one message, be it of one datagram or of many: packets by trains is what the offloads bring.
 type Stats struct {
 	Features Features // in use
 
@@ -194,7 +195,6 @@ type counters struct {
 	receiveOverflow, receiveInvalid, socketErrors atomic.Uint64
 	sent, sentBytes, sendTrains                   atomic.Uint64
 	sendTooLarge, sendDropped, sendErrors         atomic.Uint64
-	_                                             [0]func() // not comparable, not to be copied
 }
 
 // Stats returns the counters. They are read one after the other, so they may be a few packets apart.

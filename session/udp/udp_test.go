@@ -42,7 +42,7 @@ func listen(t testing.TB, addr netip.AddrPort, cfg Config) *Conn {
 		}
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.Close() })
+	t.Cleanup(func() { _ = c.Close() })
 	return c
 }
 
@@ -384,7 +384,7 @@ func TestCloseUnblocksReceive(t *testing.T) {
 			if err := c.Close(); err != nil {
 				t.Errorf("Close: %v", err)
 			}
-			if err := <-done; err != net.ErrClosed {
+			if err := <-done; !errors.Is(err, net.ErrClosed) {
 				t.Errorf("Receive: %v, want net.ErrClosed", err)
 			}
 			if err := c.Close(); err != nil {
@@ -398,7 +398,7 @@ func TestCloseUnblocksReceive(t *testing.T) {
 				"SendBatch":    c.SendBatch(datagrams(1, 1), to),
 				"SendSegments": c.SendSegments([]byte("xx"), 1, to),
 			} {
-				if err != net.ErrClosed {
+				if !errors.Is(err, net.ErrClosed) {
 					t.Errorf("%s after Close: %v, want net.ErrClosed", name, err)
 				}
 			}
@@ -423,7 +423,7 @@ func TestPortInUse(t *testing.T) {
 func TestListenRefuses(t *testing.T) {
 	// 192.0.2.0/24 is for documentation: no host has it.
 	if c, err := Listen(Config{Addr: netip.MustParseAddrPort("192.0.2.1:0")}); err == nil {
-		c.Close()
+		_ = c.Close()
 		t.Error("Listen on an address that is not ours succeeded")
 	}
 }
@@ -511,7 +511,9 @@ func TestRefusedSendsGoOn(t *testing.T) {
 		t.Run(mode.name, func(t *testing.T) {
 			a, z, b := listen(t, loopback4, mode.cfg), listen(t, loopback4, mode.cfg), NewBatch()
 			nobody := listen(t, loopback4, Config{})
-			nobody.Close()
+			if err := nobody.Close(); err != nil {
+				t.Fatal(err)
+			}
 			for range 10 {
 				if err := a.Send([]byte("x"), nobody.LocalAddr()); err != nil {
 					t.Errorf("Send to nobody: %v", err)
@@ -534,7 +536,8 @@ func TestTooLarge(t *testing.T) {
 			a, z := listen(t, loopback4, mode.cfg), listen(t, loopback4, mode.cfg)
 			batch := datagrams(100, MaxDatagram+1, 100)
 			err := a.SendBatch(batch, z.LocalAddr())
-			if e, ok := errors.AsType[*SendError](err); !ok || !errors.Is(err, ErrTooLarge) || e.Size != MaxDatagram+1 || e.To != z.LocalAddr() {
+			e, ok := errors.AsType[*SendError](err)
+			if !ok || !errors.Is(err, ErrTooLarge) || e.Size != MaxDatagram+1 || e.To != z.LocalAddr() {
 				t.Errorf("SendBatch with one too large: %v, want ErrTooLarge", err)
 			}
 			check(t, "the others", receive(t, z, NewBatch(), 2), [][]byte{batch[0], batch[2]}, a.LocalAddr())
