@@ -55,3 +55,27 @@ build() {
   fi
   as_invoker env CGO_ENABLED=0 "$go" build -buildvcs=false -o "$dir/" "$@"
 }
+
+# run_tests DIR ARGUMENT…: build omegatun (unless OMEGATUN_BIN names one) and the tests in DIR, and run them there.
+run_tests() {
+  local dir=$1
+  shift
+  need ip:iproute2 nft:nftables
+  find_go
+  work=$(mktemp -d "${TMPDIR:-/tmp}/omegatun-test.XXXXXX")
+  trap 'rm -rf "$work"' EXIT
+  if [[ -n ${OMEGATUN_BIN:-} ]]; then
+    OMEGATUN_BIN=$(realpath "$OMEGATUN_BIN")
+  else
+    build "$work" ./cmd/omegatun
+    OMEGATUN_BIN=$work/omegatun
+  fi
+  export OMEGATUN_BIN
+  if [[ $EUID -eq 0 && -n ${SUDO_USER:-} && $SUDO_USER != root ]]; then
+    chown "$SUDO_USER" "$work"
+  fi
+  as_invoker env CGO_ENABLED=0 "$go" test -c -o "$work/tests" "./$dir"
+  local status=0
+  (cd "$dir" && exec "$work/tests" -test.v -test.timeout=20m "$@") || status=$?
+  exit "$status"
+}

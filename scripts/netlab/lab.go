@@ -83,15 +83,19 @@ func (n *Net) router() error {
 		"net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
 }
 
-// PublicAddrs gives the internet itself n more addresses, for DHT nodes: 192.88.99.10 and following.
-func (l *Lab) PublicAddrs(n int) ([]netip.Addr, error) {
-	var addrs []netip.Addr
+// nodePort is the customary UDP port of a DHT node.
+const nodePort = 49737
+
+// PublicAddrs gives the internet itself n addresses for DHT nodes: port 49737 of 192.88.99.10 and following. It
+// is to be called once.
+func (l *Lab) PublicAddrs(n int) ([]netip.AddrPort, error) {
+	var addrs []netip.AddrPort
 	a := netip.MustParseAddr("192.88.99.10")
 	for range n {
 		if err := l.Internet.Run("ip", "addr", "add", a.String()+"/32", "dev", "lo"); err != nil {
 			return nil, err
 		}
-		addrs = append(addrs, a)
+		addrs = append(addrs, netip.AddrPortFrom(a, nodePort))
 		a = a.Next()
 	}
 	return addrs, nil

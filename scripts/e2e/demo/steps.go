@@ -93,8 +93,11 @@ func (d *demo) network(context.Context) error {
 }
 
 func (d *demo) nodes(ctx context.Context) error {
-	addrs, err := peer.Nodes(ctx, d.lab, d.bin, nodes, nil)
+	addrs, err := d.lab.PublicAddrs(nodes)
 	if err != nil {
+		return err
+	}
+	if err := peer.Nodes(ctx, d.lab.Internet, d.bin, addrs...); err != nil {
 		return err
 	}
 	d.held("", "omegatun node on %v to %v, port %d", addrs[0].Addr(), addrs[nodes-1].Addr(), addrs[0].Port())

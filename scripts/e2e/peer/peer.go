@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -18,26 +19,17 @@ import (
 	"omegatun/scripts/netlab"
 )
 
-// nodePort is the UDP port of every DHT node.
-const nodePort = 49737
-
-// Nodes starts n DHT nodes on the internet, each on a public address of its own; the first is the bootstrap
-// node. It returns their addresses once all are ready. ready, if not nil, is called for each as it gets so.
-func Nodes(ctx context.Context, lab *netlab.Lab, bin string, n int, ready func(netip.AddrPort)) ([]netip.AddrPort, error) {
-	addrs, err := lab.PublicAddrs(n)
-	if err != nil {
-		return nil, err
-	}
-	var nodes []netip.AddrPort
+// Nodes starts DHT nodes, one on each address, the first as the bootstrap node, and returns once all are ready.
+func Nodes(ctx context.Context, n *netlab.Net, bin string, addrs ...netip.AddrPort) error {
 	for i, a := range addrs {
 		bootstrap := "--bootstrap"
 		if i > 0 {
-			bootstrap += "=" + nodes[0].String()
+			bootstrap += "=" + addrs[0].String()
 		}
 		lines := make(chan string, 16)
-		p, err := lab.Internet.Start(netlab.Cmd{
+		p, err := n.Start(netlab.Cmd{
 			Args: []string{
-				bin, "node", bootstrap, "--host", a.String(), "--port", fmt.Sprint(nodePort),
+				bin, "node", bootstrap, "--host", a.Addr().String(), "--port", strconv.Itoa(int(a.Port())),
 				"--persistent", "--json",
 			},
 			OnLine: func(line string) {
@@ -48,17 +40,13 @@ func Nodes(ctx context.Context, lab *netlab.Lab, bin string, n int, ready func(n
 			},
 		})
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if err := nodeReady(ctx, p, lines); err != nil {
-			return nil, err
-		}
-		nodes = append(nodes, netip.AddrPortFrom(a, nodePort))
-		if ready != nil {
-			ready(nodes[i])
+			return err
 		}
 	}
-	return nodes, nil
+	return nil
 }
 
 func nodeReady(ctx context.Context, p *netlab.Process, lines <-chan string) error {
@@ -100,7 +88,7 @@ func New(n *netlab.Net, bin, dir, bootstrap string) (*Peer, error) {
 		return nil, err
 	}
 	p.Key = strings.TrimSpace(out)
-	if out, err = n.Output(bin, "ip", p.Key); err != nil {
+	if out, err = n.Output(p.Args("ip", p.Key)...); err != nil {
 		return nil, err
 	}
 	var six, four string
@@ -123,6 +111,29 @@ func (p *Peer) Socket() string { return filepath.Join(p.Dir, "socket") }
 func (p *Peer) Args(args ...string) []string {
 	args = append([]string{p.Bin}, args...)
 	return append(args, "--state", p.State(), "--socket", p.Socket(), "--bootstrap="+p.Bootstrap)
+}
+
+// Identity is what "id --json" prints.
+type Identity struct {
+	Schema int        `json:"schema"`
+	Key    string     `json:"key"`
+	Hex    string     `json:"hex"`
+	IPv6   netip.Addr `json:"ipv6"`
+	IPv4   netip.Addr `json:"ipv4"`
+	Name   string     `json:"name"`
+}
+
+// ID asks for the peer's identity.
+func (p *Peer) ID() (Identity, error) {
+	var id Identity
+	out, err := p.Net.Output(p.Args("id", "--json")...)
+	if err != nil {
+		return id, err
+	}
+	if err := json.Unmarshal([]byte(out), &id); err != nil {
+		return id, fmt.Errorf("omegatun id --json printed %q: %w", out, err)
+	}
+	return id, nil
 }
 
 // Event is a line of "up --json" or "node --json".
@@ -264,6 +275,15 @@ type PeerStatus struct {
 	RxBytes uint64            `json:"rx_bytes"`
 	TxBytes uint64            `json:"tx_bytes"`
 	Dropped map[string]uint64 `json:"dropped"`
+}
+
+// DroppedSum returns how many packets of the peer were dropped, for whatever reason.
+func (s PeerStatus) DroppedSum() uint64 {
+	var sum uint64
+	for _, n := range s.Dropped {
+		sum += n
+	}
+	return sum
 }
 
 // Status asks the running daemon.
