@@ -51,9 +51,9 @@ func newBatch(slots, slot int) *Batch {
 // Len returns how many datagrams the last Receive brought.
 func (b *Batch) Len() int { return len(b.datagrams) }
 
-// Datagram returns datagram i, 0 ≤ i < Len(), and where it came from, unmapped. Datagrams of one sender keep the order in
-// which they arrived. The data may be empty, may be modified, and is valid until the next Receive;
-// its capacity ends where it does.
+// Datagram returns datagram i, 0 ≤ i < Len(), and where it came from, unmapped. Datagrams of one sender keep the order
+// in which they arrived. The data may be empty, may be modified, and is valid until the next Receive; its capacity
+// ends where it does.
 func (b *Batch) Datagram(i int) (data []byte, from netip.AddrPort) {
 	d := b.datagrams[i]
 	return b.arena[d.start:d.end:d.end], b.messages[d.message].from
@@ -71,8 +71,8 @@ func (b *Batch) slotBytes(m int) []byte {
 	return b.arena[m*b.slot : (m+1)*b.slot : (m+1)*b.slot]
 }
 
-// add records message m of n bytes: one datagram or, if segment is neither 0 nor beyond n, a train of datagrams of segment
-// bytes, the last of which may be shorter. It returns how many datagrams they are.
+// add records message m of n bytes: one datagram or, if segment is neither 0 nor beyond n, a train of datagrams of
+// segment bytes, the last of which may be shorter. It returns how many datagrams they are.
 func (b *Batch) add(m, n, segment int, from netip.AddrPort, local netip.Addr) int {
 	b.messages[m] = message{netip.AddrPortFrom(from.Addr().Unmap(), from.Port()), local}
 	if segment <= 0 || segment > n {

@@ -30,9 +30,9 @@
 // A buffer that never drains is delay and nothing else, so both are as small as they can be without losing bursts.
 // The receive buffer must hold what arrives while the receiver is kept from running: 1 MiB holds 900 datagrams of 1400
 // bytes or more, 2.5 ms at 4 Gbit/s and 10 ms at 1 Gbit/s, a few scheduling delays. At 7 MiB, which WireGuard
-// implementations ask for, a slow receiver adds over 56 ms to every packet of a 1 Gbit/s flow. The send buffer holds four
-// trains, 256 KiB: a full one makes Send wait, so that the queue builds up before the tunnel, where the system's fair
-// queueing sees the flows inside, and not behind.
+// implementations ask for, a slow receiver adds over 56 ms to every packet of a 1 Gbit/s flow. The send buffer holds
+// four trains, 256 KiB: a full one makes Send wait, so that the queue builds up before the tunnel, where the system's
+// fair queueing sees the flows inside, and not behind.
 // The kernel's limits (net.core.rmem_max) are passed where we have CAP_NET_ADMIN, and kept to elsewhere.
 //
 // # Limitations

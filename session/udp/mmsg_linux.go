@@ -18,7 +18,7 @@ type mmsghdr struct {
 	n   uint32 // bytes received or sent
 }
 
-// mmsgFunc is the shape of both calls. It returns how many of the messages were moved, at least one if there is no error.
+// mmsgFunc is the shape of both calls. It returns how many of the messages were moved, at least one unless it fails.
 type mmsgFunc func(fd uintptr, m []mmsghdr) (int, unix.Errno)
 
 func recvmmsg(fd uintptr, m []mmsghdr) (int, unix.Errno) {

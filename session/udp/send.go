@@ -2,8 +2,8 @@ package udp
 
 import "net/netip"
 
-// Send sends one datagram. It waits while the socket's send buffer is full, does not keep b, and allocates nothing unless
-// it fails. The error is net.ErrClosed or a [*SendError].
+// Send sends one datagram. It waits while the socket's send buffer is full, does not keep b, and allocates nothing
+// unless it fails. The error is net.ErrClosed or a [*SendError].
 func (c *Conn) Send(b []byte, to netip.AddrPort) error { return c.send(b, to, nil) }
 
 // SendBatch sends datagrams to one destination, in order: runs of equal size, of which the last may be shorter, leave
@@ -40,6 +40,9 @@ func (c *Conn) From(local netip.Addr) *Source {
 		s = &Source{c: c, local: local}
 		if local.Is4() == c.local.Addr().Is4() && local.IsValid() && !local.IsUnspecified() {
 			s.control = sourceControl(local)
+		}
+		if c.sources == nil {
+			c.sources = make(map[netip.Addr]*Source)
 		}
 		c.sources[local] = s
 	}

@@ -97,8 +97,8 @@ type Conn struct {
 
 	ttlMu sync.RWMutex // portable only: held for writing while the socket's TTL is changed
 
-	sourcesMu sync.Mutex // guards sources
-	sources   map[netip.Addr]*Source
+	sourcesMu sync.Mutex             // guards sources
+	sources   map[netip.Addr]*Source // made by the first From
 
 	system // what the system's own calls need
 }
@@ -140,7 +140,7 @@ func Listen(cfg Config) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("udp: %w", err)
 	}
-	c := &Conn{udp: pc.(*net.UDPConn), log: cfg.Logger, sources: make(map[netip.Addr]*Source)}
+	c := &Conn{udp: pc.(*net.UDPConn), log: cfg.Logger}
 	if c.raw, err = c.udp.SyscallConn(); err != nil {
 		return nil, errors.Join(fmt.Errorf("udp: %w", err), c.udp.Close())
 	}

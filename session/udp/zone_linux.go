@@ -5,8 +5,8 @@ import (
 	"strconv"
 )
 
-// zoneCache translates between the number of an interface and its name, which is the zone of an IPv6 link-local address. It
-// remembers the last answer, because asking the system takes longer than sending a packet.
+// zoneCache translates between the number of an interface and its name, which is the zone of an IPv6 link-local
+// address. It remembers the last answer, because asking the system takes longer than sending a packet.
 type zoneCache struct {
 	index uint32
 	name  string
