@@ -1,0 +1,790 @@
+package secretstream
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/iotest"
+	"testing/synctest"
+	"time"
+
+	"omegatun/dht/key"
+)
+
+// duplex is a transport made of two pipes, so that each direction can end by itself. A write waits for its reader.
+type duplex struct {
+	in, out net.Conn
+
+	mu    sync.Mutex
+	reset error // by Reset
+}
+
+func pipe() (a, b *duplex) {
+	ab, ba := net.Pipe()
+	cd, dc := net.Pipe()
+	return &duplex{in: cd, out: ab}, &duplex{in: ba, out: dc}
+}
+
+func (d *duplex) Read(b []byte) (int, error)         { return d.in.Read(b) }
+func (d *duplex) Write(b []byte) (int, error)        { return d.out.Write(b) }
+func (d *duplex) CloseWrite() error                  { return d.out.Close() }
+func (d *duplex) Close() error                       { return errors.Join(d.in.Close(), d.out.Close()) }
+func (d *duplex) LocalAddr() net.Addr                { return d.in.LocalAddr() }
+func (d *duplex) RemoteAddr() net.Addr               { return d.in.RemoteAddr() }
+func (d *duplex) SetReadDeadline(t time.Time) error  { return d.in.SetReadDeadline(t) }
+func (d *duplex) SetWriteDeadline(t time.Time) error { return d.out.SetWriteDeadline(t) }
+func (d *duplex) SetDeadline(t time.Time) error {
+	return errors.Join(d.SetReadDeadline(t), d.SetWriteDeadline(t))
+}
+
+func (d *duplex) Reset(err error) {
+	d.mu.Lock()
+	d.reset = err
+	d.mu.Unlock()
+	d.Close()
+}
+
+func (d *duplex) wasReset() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.reset
+}
+
+// configs returns the two sides of a handshake. There are no keepalives.
+func configs() (initiator, responder Config) {
+	initiator = Config{
+		Initiator: true, Tx: [32]byte{1}, Rx: [32]byte{2}, Hash: [64]byte{3},
+		Local: key.Public{4}, Remote: key.Public{5}, KeepAlive: -1,
+	}
+	responder = initiator
+	responder.Initiator = false
+	responder.Tx, responder.Rx = initiator.Rx, initiator.Tx
+	responder.Local, responder.Remote = initiator.Remote, initiator.Local
+	return initiator, responder
+}
+
+// connect returns both ends of a stream. They are closed with the test.
+func connect(t testing.TB, change func(*Config)) (a, b *Conn) {
+	t.Helper()
+	return connectOver(t, change, func(r Raw) Raw { return r })
+}
+
+// connectOver is connect with something around the transport of b.
+func connectOver(t testing.TB, change func(*Config), around func(Raw) Raw) (a, b *Conn) {
+	t.Helper()
+	ca, cb := configs()
+	if change != nil {
+		change(&ca)
+		change(&cb)
+	}
+	ra, rb := pipe()
+	a, b = New(ra, ca), New(around(rb), cb)
+	t.Cleanup(func() {
+		a.Close()
+		b.Close()
+	})
+	return a, b
+}
+
+// writes sends each message with WriteMessage in the background, and then the end.
+func writes(t testing.TB, c *Conn, messages ...[]byte) {
+	t.Helper()
+	go func() {
+		for _, m := range messages {
+			if err := c.WriteMessage(m); err != nil {
+				t.Errorf("WriteMessage of %d bytes: %v", len(m), err)
+			}
+		}
+		if err := c.CloseWrite(); err != nil {
+			t.Errorf("CloseWrite: %v", err)
+		}
+	}()
+}
+
+// fixed is a transport that delivers given bytes, a few at a time, and keeps what is written.
+type fixed struct {
+	duplex
+	reader  io.Reader
+	written bytes.Buffer
+}
+
+func (f *fixed) Read(b []byte) (int, error)  { return f.reader.Read(b) }
+func (f *fixed) Write(b []byte) (int, error) { return f.written.Write(b) }
+func (f *fixed) CloseWrite() error           { return nil }
+
+func newFixed(r io.Reader) *fixed {
+	a, _ := pipe()
+	return &fixed{duplex: duplex{in: a.in, out: a.out}, reader: r}
+}
+
+type wireVectors struct {
+	Handshake struct {
+		Initiator, Responder struct{ Tx, Rx hexBytes }
+		Hash                 hexBytes
+	}
+	InitiatorToResponder []wireFrame `json:"initiator_to_responder"`
+	ResponderToInitiator []wireFrame `json:"responder_to_initiator"`
+	DeliveredToResponder []hexBytes  `json:"delivered_to_responder"`
+	DeliveredToInitiator []hexBytes  `json:"delivered_to_initiator"`
+}
+
+type wireFrame struct {
+	Kind             string
+	Plaintext, Bytes hexBytes
+}
+
+func TestExchangeIsTheReferences(t *testing.T) {
+	var v wireVectors
+	load(t, "wire.json", &v)
+	for _, row := range []struct {
+		name      string
+		initiator bool
+		tx, rx    hexBytes
+		out, in   []wireFrame
+		delivered []hexBytes
+	}{
+		{
+			"initiator", true, v.Handshake.Initiator.Tx, v.Handshake.Initiator.Rx,
+			v.InitiatorToResponder, v.ResponderToInitiator, v.DeliveredToInitiator,
+		},
+		{
+			"responder", false, v.Handshake.Responder.Tx, v.Handshake.Responder.Rx,
+			v.ResponderToInitiator, v.InitiatorToResponder, v.DeliveredToResponder,
+		},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			var in, out []byte
+			for _, f := range row.in {
+				in = append(in, f.Bytes...)
+			}
+			raw := newFixed(iotest.OneByteReader(bytes.NewReader(in)))
+			c := newConn(raw, Config{
+				Initiator: row.initiator, Tx: [32]byte(row.tx), Rx: [32]byte(row.rx),
+				Hash: [64]byte(v.Handshake.Hash), KeepAlive: -1,
+			}, func(header []byte) { copy(header, row.out[0].Bytes[lengthSize+idSize:]) })
+			defer c.Close()
+
+			for _, f := range row.out {
+				out = append(out, f.Bytes...)
+				if f.Kind != "message" {
+					continue
+				}
+				if err := c.WriteMessage(f.Plaintext); err != nil {
+					t.Fatal(err)
+				}
+				if got := raw.written.Bytes(); !bytes.Equal(got, out) {
+					t.Fatalf("after writing %x: %x, want %x", f.Plaintext, got, out)
+				}
+			}
+			for _, want := range row.delivered {
+				if len(want) == 0 {
+					continue // the reference had keepalives off and delivered them
+				}
+				if got, err := c.ReadMessage(); err != nil || !bytes.Equal(got, want) {
+					t.Errorf("ReadMessage: %x, %v, want %x", got, err, []byte(want))
+				}
+			}
+			if got, err := c.ReadMessage(); err != io.EOF {
+				t.Errorf("ReadMessage at the end: %x, %v, want EOF", got, err)
+			}
+		})
+	}
+}
+
+func TestMessagesKeepTheirBoundaries(t *testing.T) {
+	a, b := connect(t, nil)
+	var messages [][]byte
+	rng := rand.New(rand.NewPCG(1, 1))
+	for i := range 300 {
+		m := make([]byte, 1+rng.IntN(1<<(i%18)))
+		for j := range m {
+			m[j] = byte(rng.Uint32())
+		}
+		messages = append(messages, m)
+	}
+	writes(t, a, messages...)
+	for i, want := range messages {
+		got, err := b.ReadMessage()
+		if err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("message %d of %d bytes: %d bytes, %v", i, len(want), len(got), err)
+		}
+	}
+	if m, err := b.ReadMessage(); err != io.EOF {
+		t.Errorf("after the last: %x, %v, want EOF", m, err)
+	}
+}
+
+func TestBytesComeThroughBothWays(t *testing.T) {
+	a, b := connect(t, nil)
+	data := make([]byte, 3<<20+12345)
+	rng := rand.New(rand.NewPCG(2, 2))
+	for i := range data {
+		data[i] = byte(rng.Uint32())
+	}
+	var wg sync.WaitGroup
+	for _, way := range []struct{ from, to *Conn }{{a, b}, {b, a}} {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(3, 3))
+			for rest := data; len(rest) > 0; {
+				n := min(len(rest), 1+rng.IntN(200_000))
+				if m, err := way.from.Write(rest[:n]); m != n || err != nil {
+					t.Errorf("Write of %d bytes: %d, %v", n, m, err)
+					return
+				}
+				rest = rest[n:]
+			}
+			way.from.CloseWrite()
+		})
+		wg.Go(func() {
+			got, err := io.ReadAll(way.to)
+			if err != nil || !bytes.Equal(got, data) {
+				t.Errorf("read %d bytes, %v, want %d", len(got), err, len(data))
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestReadAndReadMessageMayBeMixed(t *testing.T) {
+	a, b := connect(t, nil)
+	writes(t, a, []byte("first message"), []byte("second"), nil, []byte("third"))
+	buf := make([]byte, 6)
+	if n, err := io.ReadFull(b, buf); string(buf[:n]) != "first " || err != nil {
+		t.Errorf("Read: %q, %v", buf[:n], err)
+	}
+	for _, want := range []string{"message", "second"} {
+		if m, err := b.ReadMessage(); string(m) != want || err != nil {
+			t.Errorf("ReadMessage: %q, %v, want %q", m, err, want)
+		}
+	}
+	if n, err := b.Read(nil); n != 0 || err != nil {
+		t.Errorf("Read of nothing: %d, %v", n, err)
+	}
+	if got, err := io.ReadAll(b); string(got) != "third" || err != nil {
+		t.Errorf("the rest: %q, %v", got, err)
+	}
+}
+
+func TestConnKnowsWhoIsThere(t *testing.T) {
+	a, b := connect(t, nil)
+	if a.RemoteKey() != b.LocalKey() || a.LocalKey() != b.RemoteKey() || a.LocalKey() == b.LocalKey() {
+		t.Error("the keys do not fit together")
+	}
+	if a.HandshakeHash() != b.HandshakeHash() || a.HandshakeHash() == ([64]byte{}) {
+		t.Error("the handshake hashes differ")
+	}
+	if a.LocalAddr() == nil || a.RemoteAddr() == nil {
+		t.Error("no addresses")
+	}
+	var _ net.Conn = a
+	var _ Raw = (*net.TCPConn)(nil)
+}
+
+// recorded returns what one side of a stream writes: its first frame, then these messages.
+func recorded(t testing.TB, initiator bool, messages ...[]byte) []byte {
+	t.Helper()
+	cfg, other := configs()
+	if !initiator {
+		cfg = other
+	}
+	raw := newFixed(nil)
+	c := newConn(raw, cfg, func(b []byte) { copy(b, "a header of twenty-four!") })
+	defer c.Close()
+	for _, m := range messages {
+		if err := c.WriteMessage(m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(messages) == 0 {
+		if err := c.CloseWrite(); err != nil { // waits for the first frame
+			t.Fatal(err)
+		}
+	}
+	return raw.written.Bytes()
+}
+
+func TestBrokenStreamsAreRefused(t *testing.T) {
+	hello := []byte("hello")
+	good := recorded(t, true, hello)
+	frame := func(n int) []byte { return []byte{byte(n), byte(n >> 8), byte(n >> 16)} }
+	first := good[:lengthSize+idFrame]
+	with := func(at int) []byte {
+		b := slices.Clone(good)
+		b[at] ^= 1
+		return b
+	}
+	for _, row := range []struct {
+		name  string
+		in    []byte
+		want  error
+		reset bool
+	}{
+		{"nothing", nil, io.ErrUnexpectedEOF, false},
+		{"half a length", good[:2], io.ErrUnexpectedEOF, false},
+		{"half a first frame", good[:20], io.ErrUnexpectedEOF, false},
+		{"a first frame and the end", first, io.EOF, false},
+		{"half a message", good[:len(good)-1], io.ErrUnexpectedEOF, false},
+		{"a shorter first frame", append(frame(idFrame-1), good[lengthSize:]...), ErrHeader, true},
+		{"a longer first frame", append(frame(idFrame+1), good[lengthSize:]...), ErrHeader, true},
+		{"another id", with(lengthSize), ErrHeader, true},
+		{"our own stream come back", recorded(t, false, hello), ErrHeader, true},
+		{"another header", with(lengthSize + idSize), ErrAuth, true},
+		{"another tag", with(len(first) + lengthSize), ErrAuth, true},
+		{"another message", with(len(first) + lengthSize + 1), ErrAuth, true},
+		{"another MAC", with(len(good) - 1), ErrAuth, true},
+		{"an empty frame", slices.Concat(first, frame(0)), ErrFrame, true},
+		{"a frame of 16 bytes", slices.Concat(first, frame(16), make([]byte, 16)), ErrFrame, true},
+		{"a frame above the limit", slices.Concat(first, frame(1000+overhead+1)), ErrTooLong, true},
+		{"a message twice", slices.Concat(good, good[len(first):]), ErrAuth, true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			_, cfg := configs()
+			cfg.MaxMessage = 1000
+			raw := newFixed(bytes.NewReader(row.in))
+			c := New(raw, cfg)
+			defer c.Close()
+			got, err := io.ReadAll(c)
+			if row.want == io.EOF {
+				row.want = nil // to ReadAll
+			}
+			if !errors.Is(err, row.want) {
+				t.Errorf("ReadAll: %q, %v, want %v", got, err, row.want)
+			}
+			if len(got) > 0 && row.name != "a message twice" {
+				t.Errorf("ReadAll returned %q before the error", got)
+			}
+			if r := raw.wasReset(); row.reset != (r != nil) || row.reset && !errors.Is(r, row.want) {
+				t.Errorf("transport reset: %v", r)
+			}
+			if _, again := c.Read(make([]byte, 1)); err != nil && !errors.Is(again, row.want) || again == nil {
+				t.Errorf("Read again: %v, want %v", again, row.want)
+			}
+		})
+	}
+}
+
+func TestReadReturnsWhatCameBeforeAnError(t *testing.T) {
+	in := recorded(t, true, []byte("good"), []byte("evil"))
+	in[len(in)-1] ^= 1
+	_, cfg := configs()
+	c := New(newFixed(bytes.NewReader(in)), cfg)
+	defer c.Close()
+	buf := make([]byte, 100)
+	if n, err := c.Read(buf); string(buf[:n]) != "good" || err != nil {
+		t.Errorf("Read: %q, %v, want what came first", buf[:n], err)
+	}
+	if n, err := c.Read(buf); n != 0 || !errors.Is(err, ErrAuth) {
+		t.Errorf("Read: %q, %v, want ErrAuth", buf[:n], err)
+	}
+}
+
+func TestMemoryFollowsWhatArrives(t *testing.T) {
+	in := recorded(t, true)
+	in = append(in, 0xff, 0xff, 0xff) // sixteen megabytes are announced
+	in = append(in, make([]byte, 10_000)...)
+	_, cfg := configs()
+	largest := 0
+	raw := newFixed(iotest.OneByteReader(bytes.NewReader(in)))
+	c := New(&observed{Raw: raw, see: func(room, _ int) { largest = max(largest, room) }}, cfg)
+	defer c.Close()
+	if _, err := c.ReadMessage(); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("ReadMessage: %v", err)
+	}
+	if largest > 4*10_000 {
+		t.Errorf("room for %d bytes was made when 10000 had come", largest)
+	}
+}
+
+// observed tells how much room each read has, and how much it gets.
+type observed struct {
+	Raw
+	see func(room, n int)
+}
+
+func (o *observed) Read(b []byte) (int, error) {
+	n, err := o.Raw.Read(b)
+	o.see(len(b), n)
+	return n, err
+}
+
+func TestLongBuffersAreNotKept(t *testing.T) {
+	a, b := connect(t, nil)
+	writes(t, a, make([]byte, 4<<20), []byte("small"))
+	for range 2 {
+		if _, err := b.ReadMessage(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	readBuffer := cap(b.reader.buf)
+	if _, err := b.ReadMessage(); err != io.EOF {
+		t.Errorf("ReadMessage: %v, want EOF", err)
+	}
+	a.writer.mu.Lock()
+	defer a.writer.mu.Unlock()
+	if n := cap(a.writer.buf); n > keepBuffer {
+		t.Errorf("the writer keeps %d bytes", n)
+	}
+	if readBuffer > keepBuffer {
+		t.Errorf("the reader keeps %d bytes", readBuffer)
+	}
+}
+
+func TestWriteMessageHasALimit(t *testing.T) {
+	raw := newFixed(nil)
+	cfg, _ := configs()
+	c := New(raw, cfg)
+	defer c.Close()
+	if err := c.WriteMessage(make([]byte, MaxMessage+1)); !errors.Is(err, ErrTooLong) {
+		t.Errorf("WriteMessage of one byte too many: %v, want ErrTooLong", err)
+	}
+	if err := c.WriteMessage(make([]byte, MaxMessage)); err != nil {
+		t.Errorf("WriteMessage of the longest message: %v", err)
+	}
+	if got, want := raw.written.Len(), lengthSize+idFrame+Overhead+MaxMessage; got != want {
+		t.Errorf("%d bytes were written, want %d", got, want)
+	}
+	_, cfg = configs()
+	r := New(newFixed(&raw.written), cfg)
+	defer r.Close()
+	if m, err := r.ReadMessage(); err != nil || len(m) != MaxMessage {
+		t.Errorf("ReadMessage: %d bytes, %v", len(m), err)
+	}
+}
+
+func TestWriteChoosesLengthsThatSealFast(t *testing.T) {
+	for _, row := range []struct {
+		n    int
+		want []int
+	}{
+		{1, []int{1}},
+		{1401, []int{1401}},
+		{splitFrom, []int{splitFrom}},
+		{splitFrom + 5, []int{splitFrom, 5}},
+		{writeChunk, []int{writeChunk}},
+		{writeChunk + 3, []int{writeChunk, 3}},
+		{3*writeChunk + splitFrom + 9, []int{writeChunk, writeChunk, writeChunk, splitFrom + 8, 1}},
+	} {
+		a, b := connect(t, nil)
+		go a.Write(make([]byte, row.n))
+		for i, want := range row.want {
+			if m, err := b.ReadMessage(); err != nil || len(m) != want {
+				t.Errorf("Write of %d bytes: message %d has %d bytes, %v, want %d", row.n, i, len(m), err, want)
+			}
+		}
+	}
+}
+
+func TestTheFirstFrameIsWrittenAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ra, rb := pipe()
+		cfg, _ := configs()
+		c := New(ra, cfg)
+		defer c.Close()
+		b := make([]byte, 100)
+		n, err := rb.Read(b)
+		if want := lengthSize + idFrame; n != want || err != nil {
+			t.Errorf("read %d bytes, %v, want %d", n, err, want)
+		}
+	})
+}
+
+func TestKeepAliveIsWrittenWhenNothingElseIs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		arrived := make(chan time.Duration, 100)
+		start := time.Now()
+		a, b := connectOver(t, func(c *Config) {
+			if c.Initiator {
+				c.KeepAlive = 0 // the default
+			}
+		}, func(r Raw) Raw {
+			return &observed{Raw: r, see: func(_, n int) {
+				if n == Overhead {
+					arrived <- time.Since(start)
+				}
+			}}
+		})
+		read := make(chan string, 10)
+		go func() {
+			for {
+				m, err := b.ReadMessage()
+				if err != nil {
+					close(read)
+					return
+				}
+				read <- string(m)
+			}
+		}()
+		go io.Copy(io.Discard, a)
+		time.Sleep(4 * time.Second)
+		if err := a.WriteMessage([]byte("something")); err != nil { // restarts the timer
+			t.Fatal(err)
+		}
+		time.Sleep(12 * time.Second)
+		if err := a.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		close(arrived)
+		var got []time.Duration
+		for d := range arrived {
+			got = append(got, d)
+		}
+		if want := []time.Duration{9 * time.Second, 14 * time.Second}; !slices.Equal(got, want) {
+			t.Errorf("keepalives came after %v, want %v", got, want)
+		}
+		if m := <-read; m != "something" {
+			t.Errorf("read %q", m)
+		}
+		if m, ok := <-read; ok {
+			t.Errorf("read %q, want the end: keepalives are not delivered", m)
+		}
+	})
+}
+
+func TestIdleStreamsCostNoGoroutine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		raw := newFixed(nil)
+		cfg, _ := configs()
+		cfg.KeepAlive = time.Second
+		c := New(raw, cfg)
+		time.Sleep(3500 * time.Millisecond)
+		synctest.Wait()
+		// Were there a goroutine that waits for c, the bubble would not end without Close; c only has a timer.
+		if got, want := raw.written.Len(), lengthSize+idFrame+3*Overhead; got != want {
+			t.Errorf("%d bytes were written, want %d", got, want)
+		}
+		c.pulse.mu.Lock()
+		c.pulse.timer.Stop()
+		c.pulse.mu.Unlock()
+	})
+}
+
+func TestCloseEndsEverything(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ra, _ := pipe() // nobody reads: the first frame is stuck
+		cfg, _ := configs()
+		cfg.KeepAlive = time.Second
+		c := New(ra, cfg)
+		errs := make(chan error, 2)
+		go func() {
+			_, err := c.Read(make([]byte, 1))
+			errs <- err
+		}()
+		time.Sleep(10 * time.Second)
+		if err := c.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+		if err := <-errs; err == nil {
+			t.Error("Read returned without an error")
+		}
+		if _, err := c.Write([]byte("late")); err == nil {
+			t.Error("Write after Close succeeded")
+		}
+		if err := c.Close(); err != nil {
+			t.Errorf("Close again: %v", err)
+		}
+		time.Sleep(time.Minute) // a timer left over would fire
+	})
+}
+
+func TestTimeoutsLeaveTheStreamUsable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var raw prefixed
+		a, b := connectOver(t, nil, func(r Raw) Raw {
+			raw.Raw = r
+			return &raw
+		})
+		// Reading times out in the middle of a message as well as before it.
+		b.SetReadDeadline(time.Now().Add(time.Second))
+		if _, err := b.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("Read: %v, want a timeout", err)
+		}
+		b.SetReadDeadline(time.Time{})
+
+		// Writing times out after one frame and a part of the next: nobody reads.
+		message := bytes.Repeat([]byte("x"), writeChunk)
+		data := slices.Concat(message, message, message, message)
+		part := make([]byte, 1000)
+		go func() { // takes a little of it
+			io.ReadFull(&raw, part)
+		}()
+		synctest.Wait()
+		a.SetWriteDeadline(time.Now().Add(time.Second))
+		n, err := a.Write(data)
+		if !errors.Is(err, os.ErrDeadlineExceeded) || n == 0 || n == len(data) {
+			t.Fatalf("Write: %d, %v, want a timeout in the middle", n, err)
+		}
+		if m, err := a.Write(data[n:]); m != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("Write with the deadline past: %d, %v", m, err)
+		}
+		a.SetWriteDeadline(time.Time{})
+		go func() {
+			if m, err := a.Write(data[n:]); m != len(data)-n || err != nil {
+				t.Errorf("Write of the rest: %d, %v", m, err)
+			}
+			a.CloseWrite()
+		}()
+		raw.prefix = part
+		got, err := io.ReadAll(b)
+		if err != nil || !bytes.Equal(got, data) {
+			t.Errorf("read %d bytes, %v, want the %d that were written", len(got), err, len(data))
+		}
+	})
+}
+
+// prefixed delivers some bytes before those of the transport.
+type prefixed struct {
+	Raw
+	prefix []byte
+}
+
+func (p *prefixed) Read(b []byte) (int, error) {
+	if len(p.prefix) > 0 {
+		n := copy(b, p.prefix)
+		p.prefix = p.prefix[n:]
+		return n, nil
+	}
+	return p.Raw.Read(b)
+}
+
+func TestWritesFailAfterCloseWrite(t *testing.T) {
+	a, b := connect(t, nil)
+	go io.Copy(io.Discard, b)
+	for range 2 {
+		if err := a.CloseWrite(); err != nil {
+			t.Errorf("CloseWrite: %v", err)
+		}
+	}
+	if n, err := a.Write([]byte("x")); n != 0 || !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("Write: %d, %v, want ErrClosedPipe", n, err)
+	}
+	if err := a.WriteMessage([]byte("x")); !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("WriteMessage: %v, want ErrClosedPipe", err)
+	}
+}
+
+func TestConcurrentWritersDoNotMix(t *testing.T) {
+	a, b := connect(t, func(c *Config) { c.KeepAlive = time.Millisecond })
+	const writers, each = 4, 100
+	var wg sync.WaitGroup
+	for i := range writers {
+		wg.Go(func() {
+			for range each {
+				if err := a.WriteMessage(bytes.Repeat([]byte{byte(i)}, 10+i)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	go io.Copy(io.Discard, a)
+	count := make([]int, writers)
+	for range writers * each {
+		m, err := b.ReadMessage()
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := int(m[0])
+		if i >= writers || len(m) != 10+i || bytes.Count(m, m[:1]) != len(m) {
+			t.Fatalf("message %x", m)
+		}
+		count[i]++
+	}
+	wg.Wait()
+	for i, n := range count {
+		if n != each {
+			t.Errorf("%d messages of writer %d, want %d", n, i, each)
+		}
+	}
+}
+
+func TestKeysDoNotPrint(t *testing.T) {
+	cfg, _ := configs()
+	cfg.Tx = [32]byte(bytes.Repeat([]byte{0xab}, 32))
+	for _, verb := range []string{"%v", "%+v", "%#v", "%x", "%d"} {
+		for _, v := range []any{cfg, &cfg} {
+			if got := fmt.Sprintf(verb, v); strings.Contains(got, "abab") || strings.Contains(got, "171 171") {
+				t.Errorf("%s prints %q", verb, got)
+			}
+		}
+	}
+}
+
+func FuzzRead(f *testing.F) {
+	f.Add(recorded(f, true, []byte("hello"), nil, make([]byte, 100)), uint8(0))
+	f.Add(recorded(f, true, make([]byte, 5000)), uint8(7))
+	f.Fuzz(func(t *testing.T, in []byte, chunk uint8) {
+		_, cfg := configs()
+		cfg.MaxMessage = 1 << 16
+		var r io.Reader = bytes.NewReader(in)
+		if chunk > 0 {
+			r = &chunked{r, int(chunk)}
+		}
+		c := newConn(newFixed(r), cfg, func([]byte) {})
+		defer c.Close()
+		for {
+			m, err := c.ReadMessage()
+			if err != nil {
+				return
+			}
+			if len(m) == 0 || len(m) > len(in) {
+				t.Fatalf("a message of %d bytes", len(m))
+			}
+		}
+	})
+}
+
+type chunked struct {
+	io.Reader
+	n int
+}
+
+func (c *chunked) Read(b []byte) (int, error) { return c.Reader.Read(b[:min(len(b), c.n)]) }
+
+// BenchmarkThroughput carries bytes over TCP on the loopback interface, 64 KiB a write.
+func BenchmarkThroughput(b *testing.B) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer l.Close()
+	dialed, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		b.Fatal(err)
+	}
+	accepted, err := l.Accept()
+	if err != nil {
+		b.Fatal(err)
+	}
+	ca, cb := configs()
+	from, to := New(dialed.(*net.TCPConn), ca), New(accepted.(*net.TCPConn), cb)
+	defer from.Close()
+	defer to.Close()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		buf := make([]byte, 64<<10)
+		for {
+			if _, err := to.Read(buf); err != nil {
+				return
+			}
+		}
+	})
+	data := make([]byte, 64<<10)
+	b.SetBytes(int64(len(data)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := from.Write(data); err != nil {
+			b.Fatal(err)
+		}
+	}
+	from.CloseWrite()
+	wg.Wait()
+}
