@@ -91,7 +91,8 @@ func (f *Forwarder) AddPeer(cfg PeerConfig) (*Peer, error) {
 	return p, nil
 }
 
-// RemovePeer undoes [Forwarder.AddPeer]; for a peer that was removed it does nothing. Packets on their way may still pass.
+// RemovePeer undoes [Forwarder.AddPeer]; for a peer that was removed it does nothing. Packets on their way may still
+// pass.
 func (f *Forwarder) RemovePeer(p *Peer) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -147,9 +148,9 @@ func (f *Forwarder) Run(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// Deliver writes to the device those packets that p may send us. Packet i is bufs[i][offset:]; bytes that follow
-// it are cut off. A packet is dropped and counted unless its header is sound, its source one of p's addresses, and its destination
-// one of ours. TCP connections are held to the MTU of p.
+// Deliver writes to the device those packets that p may send us. Packet i is bufs[i][offset:]; bytes that follow it
+// are cut off. A packet is dropped and counted unless its header is sound, its source one of p's addresses, and its
+// destination one of ours. TCP connections are held to the MTU of p.
 //
 // The offset bytes before each packet and the capacity behind it are the device's to use, as [Device] says, so no two
 // buffers may overlap there. [Headroom] is enough as offset; packets are merged into larger ones only if the capacity
@@ -227,8 +228,8 @@ func newOutbound(f *Forwarder) (*outbound, error) {
 		run:   make([][]byte, 0, n),
 		spare: make([]byte, Headroom, Headroom+MinMTU),
 	}
-	// One arena, close together, because it should stay in the processor's cache. The first buffer is as large as any packet:
-	// what is not cut from a larger one comes there, and the interface's MTU may have been raised since.
+	// One arena, close together, because it should stay in the processor's cache. The first buffer is as large as any
+	// packet: what is not cut from a larger one comes there, and the interface's MTU may have been raised since.
 	const slack, first = 64, Headroom + maxPacket + 1
 	size := (Headroom + max(mtu, MinMTU) + slack) &^ (slack - 1)
 	arena := make([]byte, first+(n-1)*size)

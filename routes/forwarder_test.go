@@ -60,7 +60,7 @@ func newBench(t *testing.T) *bench {
 	var err error
 	if b.peer, err = b.AddPeer(PeerConfig{
 		Key: testKey(1), Session: b.sent, MTU: 1300,
-		Prefixes: []netip.Prefix{netip.PrefixFrom(them4, 32), netip.PrefixFrom(them6, 128), netip.MustParsePrefix("192.168.5.0/24")},
+		Prefixes: prefixes(them4.String()+"/32", them6.String()+"/128", "192.168.5.0/24"),
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +116,7 @@ func TestPacketsGoToTheirPeers(t *testing.T) {
 }
 
 func TestOutgoingPacketsAreChecked(t *testing.T) {
-	stranger := netip.MustParseAddr("192.0.2.9")
+	stranger, routers := netip.MustParseAddr("192.0.2.9"), netip.MustParseAddr("ff02::2")
 	for _, row := range []struct {
 		name   string
 		packet []byte
@@ -130,8 +130,8 @@ func TestOutgoingPacketsAreChecked(t *testing.T) {
 		{"no peer, IPv6", udp(us6, netip.MustParseAddr("fd6f:6d65:6761::9"), ""), NoRoute, []byte{1, 0}},
 		{"to ourselves", udp(us4, us4, ""), NoRoute, []byte{3, 1}},
 		{"mDNS", udp(us4, netip.MustParseAddr("224.0.0.251"), ""), Chatter, nil},
-		{"router solicitation", tuntest.IP(netip.MustParseAddr("fe80::1"), netip.MustParseAddr("ff02::2"), 58, make([]byte, 8)), Chatter, nil},
-		{"router solicitation from nowhere", tuntest.IP(netip.IPv6Unspecified(), netip.MustParseAddr("ff02::2"), 58, make([]byte, 8)), Chatter, nil},
+		{"router solicitation", tuntest.IP(netip.MustParseAddr("fe80::1"), routers, 58, make([]byte, 8)), Chatter, nil},
+		{"router solicitation from nowhere", tuntest.IP(netip.IPv6Unspecified(), routers, 58, make([]byte, 8)), Chatter, nil},
 		{"multicast from a global address", udp(us6, netip.MustParseAddr("ff05::1"), ""), Chatter, nil},
 		{"broadcast", udp(us4, netip.MustParseAddr("255.255.255.255"), ""), Chatter, nil},
 		{"link-local destination", udp(us4, netip.MustParseAddr("169.254.1.1"), ""), Chatter, nil},
@@ -337,8 +337,8 @@ func TestPeersComeAndGo(t *testing.T) {
 			want error // nil: any
 		}{
 			{"the same key", PeerConfig{Key: testKey(1)}, ErrPeerExists},
-			{"another's prefix", PeerConfig{Key: testKey(3), Prefixes: []netip.Prefix{netip.PrefixFrom(other4, 32)}}, ErrPrefixTaken},
-			{"our address", PeerConfig{Key: testKey(3), Prefixes: []netip.Prefix{netip.PrefixFrom(us4, 32)}}, nil},
+			{"another's prefix", PeerConfig{Key: testKey(3), Prefixes: prefixes(other4.String() + "/32")}, ErrPrefixTaken},
+			{"our address", PeerConfig{Key: testKey(3), Prefixes: prefixes(us4.String() + "/32")}, nil},
 			{"no prefix", PeerConfig{Key: testKey(3), Prefixes: []netip.Prefix{{}}}, nil},
 		} {
 			if _, err := b.AddPeer(row.cfg); err == nil || row.want != nil && !errors.Is(err, row.want) {
@@ -443,13 +443,16 @@ func FuzzDeliver(f *testing.F) {
 		udp(them4, us4, "data"), udp(them6, us6, "data"),
 		tuntest.TCP(port(them4, 1), port(us4, 2), tuntest.Segment{Flags: tuntest.SYN, MSS: 1460}),
 		tuntest.TCP(port(them6, 1), port(us6, 2), tuntest.Segment{Flags: tuntest.SYN, MSS: 1460}),
-		AppendTooBig(nil, udp(us4, them4, "data"), 1280), {}, {0x45}, {0x60},
+		AppendTooBig(nil, udp(us4, them4, "data"), 1280),
+		{},
+		{0x45},
+		{0x60},
 	} {
 		f.Add(seed)
 	}
 	sink := &sinkDevice{}
 	fwd := NewForwarder(sink, Config{Local: []netip.Addr{us4, us6}})
-	p, err := fwd.AddPeer(PeerConfig{Key: testKey(1), Prefixes: []netip.Prefix{netip.PrefixFrom(them4, 32), netip.PrefixFrom(them6, 128)}})
+	p, err := fwd.AddPeer(PeerConfig{Key: testKey(1), Prefixes: prefixes(them4.String()+"/32", them6.String()+"/128")})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -466,7 +469,8 @@ func FuzzDeliver(f *testing.F) {
 		}
 		// What gets through is sound, from p and for us, and no longer than what came.
 		src, dst, length, ok := parsePacket(sink.got)
-		if !ok || length != len(sink.got) || length > len(packet) || (src != them4 && src != them6) || (dst != us4 && dst != us6) {
+		if !ok || length != len(sink.got) || length > len(packet) ||
+			(src != them4 && src != them6) || (dst != us4 && dst != us6) {
 			t.Errorf("%x became %x", packet, sink.got)
 		}
 		for i, c := range sink.got[:headerLen4] {

@@ -5,11 +5,12 @@ import (
 	"time"
 )
 
-// An ICMP error answers a packet that could not be carried. It is built for the system that sent the packet and seems to come
-// from the packet's destination: an address of ours as its source would be refused there, as nothing arrives from oneself.
+// An ICMP error answers a packet that could not be carried. It is built for the system that sent the packet and seems
+// to come from the packet's destination: an address of ours as its source would be refused there, as nothing arrives
+// from oneself.
 //
-//	IPv4  20 header | type, code, checksum | 0, next-hop MTU | the packet, so that all is at most 576   RFC 792, 1191, 1812
-//	IPv6  40 header | type, code, checksum | MTU             | the packet, so that all is at most 1280  RFC 4443
+//	IPv4  20 header | type, code, checksum | 0, next-hop MTU | packet, all at most 576   RFC 792, 1191, 1812
+//	IPv6  40 header | type, code, checksum | MTU             | packet, all at most 1280  RFC 4443
 const (
 	icmpHeaderLen = 8
 	maxICMP4      = 576
@@ -110,8 +111,8 @@ func isICMPError(version, proto byte, payload []byte) bool {
 	return false
 }
 
-// Answers to packets of the host's own programs: enough for every socket of a busy one to learn something within a second, and
-// little enough that a flood costs next to nothing.
+// Answers to packets of the host's own programs: enough for every socket of a busy one to learn something within a
+// second, and little enough that a flood costs next to nothing.
 const (
 	icmpPerSecond = 200
 	icmpBurst     = 50

@@ -71,8 +71,8 @@ func ClampMSS(packet []byte, mtu int) bool {
 	return false
 }
 
-// updateSum corrects the Internet checksum in sum for a 16-bit value that changed (RFC 1624, equation 3). odd says that the
-// value starts at an odd offset, where its bytes count the other way round.
+// updateSum corrects the Internet checksum in sum for a 16-bit value that changed (RFC 1624, equation 3). odd says
+// that the value starts at an odd offset, where its bytes count the other way round.
 func updateSum(sum []byte, from, to uint16, odd bool) {
 	if odd {
 		from, to = from<<8|from>>8, to<<8|to>>8

@@ -151,7 +151,8 @@ func TestClampMSS(t *testing.T) {
 	}
 }
 
-// TestClampMSSAtAnyOffset moves the option with no-operations before it, and lets the checksum show whether odd offsets are right.
+// TestClampMSSAtAnyOffset moves the option with no-operations before it, and lets the checksum show whether odd
+// offsets are right.
 func TestClampMSSAtAnyOffset(t *testing.T) {
 	for nops := range 5 {
 		options := append(bytes.Repeat([]byte{1}, nops), 2, 4, 0x05, 0xb4)

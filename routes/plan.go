@@ -52,7 +52,8 @@ func (c Conflict) Error() string {
 		why = fmt.Sprintf("it lies in %v, a network this host is on", c.Network)
 	}
 	return fmt.Sprintf("IPv4 address %v of %s is left out: %s; IPv6 works; "+
-		"a line ipv4 = \"…\" for this key, in the configuration of every node that uses it, overrides it", c.Addr, c.Key.Short(), why)
+		"a line ipv4 = \"…\" for this key, in the configuration of every node that uses it, overrides it",
+		c.Addr, c.Key.Short(), why)
 }
 
 // Plan4 decides which IPv4 addresses are used by this node and its peers. hostNetworks are the networks that the host

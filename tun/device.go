@@ -29,7 +29,8 @@ type device struct {
 	events   sync.WaitGroup // the goroutine that drains events, where there is one
 }
 
-// maxMergeFailures is how many writes must fail in a row before merging is given up: a peer can make single writes fail.
+// maxMergeFailures is how many writes must fail in a row before merging is given up: a peer can make single writes
+// fail.
 const maxMergeFailures = 8
 
 // newDevice takes native over.
@@ -145,7 +146,8 @@ func (d *device) judgeMerging(err error) {
 		}
 		if d.failures.Add(1) == maxMergeFailures {
 			d.merge.Store(false)
-			d.log.Warn("the kernel refuses merged packets; they are written one by one from now on", "interface", d.name, "error", err)
+			d.log.Warn("the kernel refuses merged packets; they are written one by one from now on",
+				"interface", d.name, "error", err)
 		}
 	}
 }
@@ -158,12 +160,4 @@ func (d *device) Close() error {
 		d.events.Wait()
 	})
 	return d.closeErr
-}
-
-// drainEvents reads what nobody wants to know, because some devices stop when nobody does.
-func (d *device) drainEvents() {
-	d.events.Go(func() {
-		for range d.native.Events() { // until the device is closed
-		}
-	})
 }

@@ -222,8 +222,15 @@ func TestCloseTwice(t *testing.T) {
 
 func TestOpenChecksItsConfig(t *testing.T) {
 	for _, cfg := range []Config{
-		{MTU: 1279}, {MTU: 65536}, {MTU: -1},
-		{Name: "sixteen-letters-"}, {Name: "a/b"}, {Name: "a b"}, {Name: ".."}, {Name: "omega%d"}, {Name: "a:1"},
+		{MTU: 1279},
+		{MTU: 65536},
+		{MTU: -1},
+		{Name: "sixteen-letters-"},
+		{Name: "a/b"},
+		{Name: "a b"},
+		{Name: ".."},
+		{Name: "omega%d"},
+		{Name: "a:1"},
 	} {
 		if d, err := Open(cfg); err == nil {
 			t.Errorf("Open(%+v) succeeded", cfg)

@@ -10,7 +10,8 @@ import (
 
 const clonePath = "/dev/net/tun"
 
-// skipsBadPackets says that an error of Read which is none of the file's concerns one packet, and the next Read may succeed.
+// skipsBadPackets says that an error of Read which is none of the file's concerns one packet, and the next Read may
+// succeed.
 const skipsBadPackets = true
 
 // maxDefaultNames is how many names are tried when none is configured.
@@ -110,7 +111,8 @@ func createError(err error) error {
 	case errors.Is(err, unix.EBUSY):
 		return fmt.Errorf("%w: %w", ErrBusy, err)
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		return fmt.Errorf("%w: %w; run as root or with CAP_NET_ADMIN, in a container with \"--cap-add NET_ADMIN\"", ErrPermission, err)
+		return fmt.Errorf("%w: %w; run as root or with CAP_NET_ADMIN, in a container with \"--cap-add NET_ADMIN\"",
+			ErrPermission, err)
 	}
 	return err
 }

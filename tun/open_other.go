@@ -35,6 +35,14 @@ func open(cfg Config) (Device, error) {
 	return d, nil
 }
 
+// drainEvents reads what nobody wants to know, because some devices stop when nobody does.
+func (d *device) drainEvents() {
+	d.events.Go(func() {
+		for range d.native.Events() { // until the device is closed
+		}
+	})
+}
+
 // createError gives a failure to create an interface one of this package's meanings.
 func createError(err error) error {
 	switch {

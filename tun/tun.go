@@ -2,15 +2,15 @@
 //
 //	programs ⇄ kernel ⇄ interface "omega0" ⇄ Device ⇄ our process
 //
-// On Linux the device is opened with virtio-net headers. Then one system call carries up to 64 KiB: Read cuts what the
-// kernel hands over as one large TCP or UDP packet into packets that fit, and Write merges packets of a flow again. This is
-// done by golang.zx2c4.com/wireguard/tun, on a file opened here: opening it ourselves is how an interface of that
-// name which exists already is refused instead of taken over, and no goroutine or netlink socket is needed for events that nobody
-// reads. Where the kernel refuses the headers, packets are carried one by one. Other systems use that package's devices
-// as they are.
+// On Linux the device is opened with virtio-net headers. Then one system call carries up to 64 KiB: Read cuts what
+// the kernel hands over as one large TCP or UDP packet into packets that fit, and Write merges packets of a flow
+// again. This is done by golang.zx2c4.com/wireguard/tun, on a file opened here: opening it ourselves is how an
+// interface of that name which exists already is refused instead of taken over, and no goroutine or netlink socket is
+// needed for events that nobody reads. Where the kernel refuses the headers, packets are carried one by one. Other
+// systems use that package's devices as they are.
 //
-// The interface exists as long as the device is open: when the process ends, however it ends, the kernel removes it with
-// its addresses and routes. Package tun/hostnet sets those.
+// The interface exists as long as the device is open: when the process ends, however it ends, the kernel removes it
+// with its addresses and routes. Package tun/hostnet sets those.
 //
 // Limitations: one queue; a read returns the packets of one flow; what is cut and merged is checksummed in full.
 package tun
@@ -32,14 +32,15 @@ var (
 	ErrBusy = errors.New("interface name is in use")
 )
 
-// DefaultMTU is the size in bytes of the largest packet unless configured: the least that IPv6 allows, and what fits through any path.
+// DefaultMTU is the size in bytes of the largest packet unless configured: the least that IPv6 allows, and what fits
+// through any path.
 const DefaultMTU = 1280
 
 // MinHeadroom is the smallest offset in bytes at which [Device.Write] accepts packets on every system.
 const MinHeadroom = 10
 
-// MergeCapacity returns the capacity that a buffer given to [Device.Write] at this offset needs so that other packets can be merged
-// into it. Smaller ones are written as they are, at a much higher cost per packet.
+// MergeCapacity returns the capacity that a buffer given to [Device.Write] at this offset needs so that other packets
+// can be merged into it. Smaller ones are written as they are, at a much higher cost per packet.
 func MergeCapacity(offset int) int { return maxPacket + 2*offset }
 
 const maxPacket = 65535
@@ -55,11 +56,11 @@ type Device interface {
 	// [MinHeadroom]. Close ends it with [os.ErrClosed]. Any error is final.
 	Read(bufs [][]byte, sizes []int, offset int) (int, error)
 
-	// Write gives the packets bufs[i][offset:] to the host, in order within a flow, and returns their number. offset is at
-	// least [MinHeadroom]. The bytes before offset are overwritten, and so is the capacity behind a packet, if it is at least
-	// [MergeCapacity]: other packets of the flow are merged there. The elements of bufs change. All of it is the
-	// caller's again when Write returns. An error may concern some of the packets only; it is [os.ErrClosed] after
-	// Close.
+	// Write gives the packets bufs[i][offset:] to the host, in order within a flow, and returns their number. offset
+	// is at least [MinHeadroom]. The bytes before offset are overwritten, and so is the capacity behind a packet, if
+	// it is at least [MergeCapacity]: other packets of the flow are merged there. The elements of bufs change. All of
+	// it is the caller's again when Write returns. An error may concern some of the packets only; it is
+	// [os.ErrClosed] after Close.
 	//
 	// Packets may contain anything: what is no IP packet makes an error, not a panic.
 	Write(bufs [][]byte, offset int) (int, error)
@@ -76,7 +77,7 @@ type Device interface {
 
 // Config configures [Open].
 type Config struct {
-	// Name is the name of the interface. Empty: the first free one of omega0, omega1, … (on macOS, of utun0, utun1, …).
+	// Name is the name of the interface. Empty: the first free one of omega0, omega1, … (on macOS, utun0, …).
 	Name string
 	// MTU is in bytes, 1280 to 65535. Zero: DefaultMTU.
 	MTU int
@@ -100,8 +101,10 @@ func Open(cfg Config) (Device, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	// What Linux refuses, and '%', which it expands.
-	if len(cfg.Name) > 15 || cfg.Name == "." || cfg.Name == ".." || strings.ContainsAny(cfg.Name, "/:% \t\n\v\f\r\x00") {
-		return nil, fmt.Errorf("tun: %q cannot be the name of an interface: at most 15 characters, without space, '/', ':' or '%%'", cfg.Name)
+	const forbidden = "/:% \t\n\v\f\r\x00"
+	if len(cfg.Name) > 15 || cfg.Name == "." || cfg.Name == ".." || strings.ContainsAny(cfg.Name, forbidden) {
+		return nil, fmt.Errorf("tun: %q cannot be the name of an interface: at most 15 characters, without space, '/', ':' or '%%'",
+			cfg.Name)
 	}
 	return open(cfg)
 }

@@ -34,9 +34,10 @@ type Host struct {
 	addrs  []netip.Prefix // that were set
 }
 
-// Configure marks the interface as ours, gives it addresses, brings it up and sets routes through it. If the host has IPv6 disabled, or
-// somebody has a route to one of the destinations, the rest is set up and [Host.Problems] says so; any other failure
-// is undone and returned. Errors wrap [ErrNoInterface], [ErrForeign], [ErrPermission] and [ErrIPv6Disabled] where they apply.
+// Configure marks the interface as ours, gives it addresses, brings it up and sets routes through it. If the host has
+// IPv6 disabled, or somebody has a route to one of the destinations, the rest is set up and [Host.Problems] says so;
+// any other failure is undone and returned. Errors wrap [ErrNoInterface], [ErrForeign], [ErrPermission] and
+// [ErrIPv6Disabled] where they apply.
 func Configure(cfg Config) (*Host, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
@@ -71,7 +72,8 @@ func (h *Host) claim() (netlink.Link, error) {
 	}
 	tap, ok := link.(*netlink.Tuntap)
 	if !ok || tap.Mode != netlink.TUNTAP_MODE_TUN || link.Attrs().Alias != "" && link.Attrs().Alias != Alias {
-		return nil, fmt.Errorf("hostnet: %s: %w: it is of type %s with alias %q", h.name, ErrForeign, link.Type(), link.Attrs().Alias)
+		return nil, fmt.Errorf("hostnet: %s: %w: it is of type %s with alias %q", h.name, ErrForeign,
+			link.Type(), link.Attrs().Alias)
 	}
 	if err := h.nl.LinkSetAlias(link, Alias); err != nil {
 		return nil, fmt.Errorf("hostnet: mark %s: %w", h.name, permission(err))
@@ -150,7 +152,8 @@ func (h *Host) checkIPv6() error {
 	value, err := os.ReadFile(filepath.Join(sysctl, "conf", h.name, "disable_ipv6"))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("hostnet: %w: its kernel runs without it; remove \"ipv6.disable=1\" from the kernel's command line", ErrIPv6Disabled)
+		return fmt.Errorf("hostnet: %w: its kernel runs without it; remove \"ipv6.disable=1\" from the kernel's command line",
+			ErrIPv6Disabled)
 	case err == nil && !bytes.Equal(bytes.TrimSpace(value), []byte("0")):
 		return fmt.Errorf("hostnet: %w: run \"sysctl -w net.ipv6.conf.default.disable_ipv6=0\" and start again, "+
 			"in a container with \"--sysctl net.ipv6.conf.default.disable_ipv6=0\"", ErrIPv6Disabled)
@@ -158,15 +161,15 @@ func (h *Host) checkIPv6() error {
 	return nil // if it cannot be read, what follows will tell
 }
 
-// Problems returns what could not be set up although the rest works. The errors wrap [ErrIPv6Disabled] or [ErrRouteExists] and
-// say what helps.
+// Problems returns what could not be set up although the rest works. The errors wrap [ErrIPv6Disabled] or
+// [ErrRouteExists] and say what helps.
 func (h *Host) Problems() []error { return slices.Clone(h.problems) }
 
 // Interface returns the name of the interface.
 func (h *Host) Interface() string { return h.name }
 
-// AddRoute sends packets for the host r to the interface. A route that this Host has set already is no error. Errors wrap
-// [ErrRouteExists], [ErrIPv6Disabled], [ErrPermission] or [net.ErrClosed] where they apply.
+// AddRoute sends packets for the host r to the interface. A route that this Host has set already is no error. Errors
+// wrap [ErrRouteExists], [ErrIPv6Disabled], [ErrPermission] or [net.ErrClosed] where they apply.
 func (h *Host) AddRoute(r netip.Prefix) error {
 	if err := checkHost(r); err != nil {
 		return err
@@ -185,7 +188,8 @@ func (h *Host) AddRoute(r netip.Prefix) error {
 		if h.ownsLocked(r) {
 			return nil
 		}
-		return fmt.Errorf("hostnet: route to %v: %w: another program has set it; \"ip route show %v\" shows it", r, ErrRouteExists, r)
+		return fmt.Errorf("hostnet: route to %v: %w: another program has set it; \"ip route show %v\" shows it",
+			r, ErrRouteExists, r)
 	}
 	if err != nil {
 		return fmt.Errorf("hostnet: add route to %v: %w", r, permission(err))
@@ -242,7 +246,8 @@ func (h *Host) route(r netip.Prefix) (*netlink.Route, error) {
 
 // ownsLocked reports whether the route to r is ours. h.mu is held.
 func (h *Host) ownsLocked(r netip.Prefix) bool {
-	routes, err := listRoutes(h.nl, netlinkFamily(r.Addr()), &netlink.Route{Dst: ipNet(r), LinkIndex: h.index, Protocol: RouteProtocol},
+	filter := &netlink.Route{Dst: ipNet(r), LinkIndex: h.index, Protocol: RouteProtocol}
+	routes, err := listRoutes(h.nl, netlinkFamily(r.Addr()), filter,
 		netlink.RT_FILTER_DST|netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
 	return err == nil && len(routes) > 0
 }
@@ -294,9 +299,9 @@ func removeRoutes(nl *netlink.Handle, index int) error {
 	return errors.Join(errs...)
 }
 
-// Cleanup removes what earlier processes left behind, and returns what that was, in words. It touches neither what others have
-// made nor what a living process of ours uses: only marked interfaces that no process holds, and routes of our protocol
-// number that lead to interfaces without our mark.
+// Cleanup removes what earlier processes left behind, and returns what that was, in words. It touches neither what
+// others have made nor what a living process of ours uses: only marked interfaces that no process holds, and routes
+// of our protocol number that lead to interfaces without our mark.
 func Cleanup() ([]string, error) {
 	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -348,8 +353,8 @@ func cleanup(nl *netlink.Handle) (removed []string, err error) {
 	return removed, errors.Join(errs...)
 }
 
-// Networks returns the networks that the host is on: those of its addresses, and those that routes lead to without a gateway. Networks of
-// loopback, of our interfaces and link-local ones are left out, and so are default routes.
+// Networks returns the networks that the host is on: those of its addresses, and those that routes lead to without a
+// gateway. Networks of loopback, of our interfaces and link-local ones are left out, and so are default routes.
 func Networks() ([]netip.Prefix, error) {
 	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -442,7 +447,8 @@ func permission(err error) error {
 
 // gone reports whether err says that what was to be removed is not there.
 func gone(err error) bool {
-	return errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EADDRNOTAVAIL)
+	return errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) ||
+		errors.Is(err, unix.EADDRNOTAVAIL)
 }
 
 func netlinkFamily(a netip.Addr) int {

@@ -120,7 +120,8 @@ func link(t *testing.T, name string) netlink.Link {
 	return l
 }
 
-// wantPackets sends a datagram to each of to and waits until the device has it, with the source it should have. It returns what else came.
+// wantPackets sends a datagram to each of to and waits until the device has it, with the source it should have. It
+// returns what else came.
 func wantPackets(t *testing.T, d tun.Device, to map[netip.Addr]netip.Addr) {
 	t.Helper()
 	packets := make(chan []byte)
@@ -201,7 +202,8 @@ func TestConfigureAndClose(t *testing.T) {
 	wantRoutes(t, "after Configure", them4, them6)
 	a := link(t, d.Name()).Attrs()
 	if a.Alias != Alias || a.MTU != 1400 || a.GSOMaxSegs != 128 || a.RawFlags&unix.IFF_UP == 0 {
-		t.Errorf("alias %q, MTU %d, %d segments, flags %#x; want %q, 1400, 128, up", a.Alias, a.MTU, a.GSOMaxSegs, a.RawFlags, Alias)
+		t.Errorf("alias %q, MTU %d, %d segments, flags %#x; want %q, 1400, 128, up",
+			a.Alias, a.MTU, a.GSOMaxSegs, a.RawFlags, Alias)
 	}
 	wantPackets(t, d, map[netip.Addr]netip.Addr{them4.Addr(): us4.Addr(), them6.Addr(): us6.Addr()})
 
@@ -275,7 +277,8 @@ func TestForeignInterfacesAreNotTouched(t *testing.T) {
 			t.Errorf("Configure of %s: %v, want %v", row.name, err, row.want)
 		}
 	}
-	if a := link(t, d.Name()).Attrs(); a.Alias != "somebody else's" || a.RawFlags&unix.IFF_UP != 0 || len(addresses(t, d.Name())) > 0 {
+	a := link(t, d.Name()).Attrs()
+	if a.Alias != "somebody else's" || a.RawFlags&unix.IFF_UP != 0 || len(addresses(t, d.Name())) > 0 {
 		t.Errorf("the interface was changed: %+v", a)
 	}
 }
@@ -403,7 +406,8 @@ func TestCleanupRemovesOnlyWhatIsDeadAndOurs(t *testing.T) {
 	}
 	// Two interfaces that stay without a process, one of them marked.
 	for _, name := range []string{"dead0", "foreign0"} {
-		if err := netlink.LinkAdd(&netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: name}, Mode: netlink.TUNTAP_MODE_TUN}); err != nil {
+		device := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: name}, Mode: netlink.TUNTAP_MODE_TUN}
+		if err := netlink.LinkAdd(device); err != nil {
 			t.Fatal(err)
 		}
 		if err := netlink.LinkSetUp(link(t, name)); err != nil {

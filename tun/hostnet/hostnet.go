@@ -1,17 +1,20 @@
-// Package hostnet sets up the host's side of the packet device: the addresses of its interface and the routes to peers. It
-// undoes all of it, and tells when the host's own connections change.
+// Package hostnet sets up the host's side of the packet device: the addresses of its interface and the routes to
+// peers. It undoes all of it, and tells when the host's own connections change.
 //
-// On Linux it speaks netlink; it never runs a program. What it sets carries its mark, so that it can be told from what belongs to
-// others: interfaces have the alias "omegatun" ([Alias]), routes the protocol number 111 ([RouteProtocol]). "ip route show proto
-// 111" lists them. An interface that is not a TUN, or has somebody else's alias, is refused. A route that exists is never replaced.
+// On Linux it speaks netlink; it never runs a program. What it sets carries its mark, so that it can be told from
+// what belongs to others: interfaces have the alias "omegatun" ([Alias]), routes the protocol number 111
+// ([RouteProtocol]). "ip route show proto 111" lists them. An interface that is not a TUN, or has somebody else's
+// alias, is refused. A route that exists is never replaced.
 //
 // The kernel removes addresses and routes with the interface, and the interface with the process that held it, even
 // one that was killed. [Cleanup], which [Configure] begins with, removes what could outlive that.
 //
 // The interface gets no link-local address (its address generation mode is "none"), so it solicits no routers and
-// accepts no advertisements. Only host routes are set, /32 and /128, in the main table, with our address as their source.
+// accepts no advertisements. Only host routes are set, /32 and /128, in the main table, with our address as their
+// source.
 //
-// Limitations: Linux only; elsewhere [Configure] and [Watch] fail with [ErrUnsupported]. Policy routing rules are not set.
+// Limitations: Linux only; elsewhere [Configure] and [Watch] fail with [ErrUnsupported]. Policy routing rules are not
+// set.
 package hostnet
 
 import (
@@ -25,8 +28,8 @@ import (
 const (
 	// Alias marks the interfaces that are ours (IFLA_IFALIAS; "ip link" shows it).
 	Alias = "omegatun"
-	// RouteProtocol marks the routes that are ours (rtm_protocol). It is the letter o, which nobody else has registered in
-	// iproute2's rt_protos.
+	// RouteProtocol marks the routes that are ours (rtm_protocol). It is the letter o, which nobody else has
+	// registered in iproute2's rt_protos.
 	RouteProtocol = 111
 )
 

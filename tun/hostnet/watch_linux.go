@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Addresses to ask the kernel's way to. Any public ones do, and nothing is sent to them; these are root name servers (a, c), which
-// are routed everywhere.
+// Addresses to ask the kernel's way to. Any public ones do, and nothing is sent to them; these are root name servers
+// (a, c), which are routed everywhere.
 var (
 	probe4 = netip.AddrFrom4([4]byte{198, 41, 0, 4})
 	probe6 = netip.AddrFrom16([16]byte{0x20, 0x01, 0x05, 0x00, 0x00, 0x02, 15: 0x0c})
@@ -66,8 +66,8 @@ func routeTo(nl *netlink.Handle, a netip.Addr) Route {
 }
 
 // Watch tells when the [State] of the host changes. It reports what has settled: after changes that follow each other
-// closely, once. Of states that nobody received, the newest is kept. The channel is closed when ctx ends, or if the kernel ceases to
-// tell; its goroutines have ended then, or end at once.
+// closely, once. Of states that nobody received, the newest is kept. The channel is closed when ctx ends, or if the
+// kernel ceases to tell; its goroutines have ended then, or end at once.
 func Watch(ctx context.Context) (<-chan State, error) {
 	file, err := subscribe()
 	if err != nil {
@@ -112,15 +112,16 @@ func subscribe() (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("hostnet: netlink: %w", err)
 	}
-	const groups = unix.RTMGRP_LINK | unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR | unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE
+	const groups = unix.RTMGRP_LINK |
+		unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR | unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
 		return nil, errors.Join(fmt.Errorf("hostnet: subscribe to changes: %w", err), unix.Close(fd))
 	}
 	return os.NewFile(uintptr(fd), "netlink"), nil
 }
 
-// listen makes a noise for every message, until file is closed. What the message says does not matter, and neither does it
-// if the kernel had to leave some out (ENOBUFS): the state is asked for anew.
+// listen makes a noise for every message, until file is closed. What the message says does not matter, and neither
+// does it if the kernel had to leave some out (ENOBUFS): the state is asked for anew.
 func listen(file *os.File, noise chan<- struct{}) {
 	defer close(noise)
 	b := make([]byte, 64<<10)

@@ -97,7 +97,8 @@ func TestWatch(t *testing.T) {
 
 	gateway := netip.MustParseAddr("192.0.2.1")
 	everything := netip.MustParsePrefix("0.0.0.0/0")
-	if err := netlink.RouteAdd(&netlink.Route{LinkIndex: wan.Attrs().Index, Dst: ipNet(everything), Gw: gateway.AsSlice()}); err != nil {
+	route := &netlink.Route{LinkIndex: wan.Attrs().Index, Dst: ipNet(everything), Gw: gateway.AsSlice()}
+	if err := netlink.RouteAdd(route); err != nil {
 		t.Fatal(err)
 	}
 	addAddress(t, wan, "2001:db8::5/64")

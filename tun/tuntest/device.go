@@ -1,8 +1,8 @@
 // Package tuntest has a packet device over channels, and packets to put through it, for tests.
 //
-// The device keeps the contract of package tun and is stricter than the real ones about what a caller could get wrong: it
-// insists on the headroom, and scribbles over the headroom and the spare capacity of what is written, as merging packets
-// does.
+// The device keeps the contract of package tun and is stricter than the real ones about what a caller could get
+// wrong: it insists on the headroom, and scribbles over the headroom and the spare capacity of what is written, as
+// merging packets does.
 //
 // Limitations: packets are neither cut nor merged.
 package tuntest

@@ -16,8 +16,8 @@ const insideVariable = "OMEGATUN_TEST_NAMESPACE"
 
 // InNamespace runs the calling test in a network namespace of its own, where it may do as it likes with interfaces
 // and routes. In the process that go test started it returns false, after it ran the test once more in another
-// process, and the caller returns. In that process, whose threads are all in the new namespace, it returns true. It is called first in
-// a test, and not in a subtest:
+// process, and the caller returns. In that process, whose threads are all in the new namespace, it returns true. It
+// is called first in a test, and not in a subtest:
 //
 //	if !tuntest.InNamespace(t) {
 //		return
@@ -29,7 +29,8 @@ func InNamespace(t *testing.T) bool {
 	if os.Getenv(insideVariable) == t.Name() {
 		return true
 	}
-	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^"+regexp.QuoteMeta(t.Name())+"$", "-test.v", "-test.count=1")
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe",
+		"-test.run=^"+regexp.QuoteMeta(t.Name())+"$", "-test.v", "-test.count=1")
 	cmd.Env = append(os.Environ(), insideVariable+"="+t.Name())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
 	if os.Geteuid() != 0 {

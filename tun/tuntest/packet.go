@@ -119,8 +119,8 @@ func transportSum(src, dst netip.Addr, proto byte, payload []byte) uint16 {
 	return checksum(append(pseudo, payload...))
 }
 
-// Check returns an error if the length or a checksum of a packet is wrong. It knows IPv4 without options, IPv6 without extension headers,
-// and in them ICMP, TCP and UDP.
+// Check returns an error if the length or a checksum of a packet is wrong. It knows IPv4 without options, IPv6
+// without extension headers, and in them ICMP, TCP and UDP.
 func Check(packet []byte) error {
 	if len(packet) < 20 {
 		return fmt.Errorf("tuntest: %d bytes are no IP packet", len(packet))
