@@ -1,0 +1,410 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"omegatun/dht"
+	"omegatun/dht/key"
+	"omegatun/punch"
+	"omegatun/session/noise"
+	"omegatun/session/tunnel"
+	"omegatun/session/udx"
+)
+
+const (
+	// handshakesAtOnce bounds the relays through which one attempt sends its handshake at the same time.
+	handshakesAtOnce = 2
+	// openTimeout bounds the search for a path after the handshake where no punching goes on: the reference waits
+	// as long for an open client to be reached.
+	openTimeout = 10 * time.Second
+	// lastChance is how long the paths that punching has found may take to answer after it ended.
+	lastChance = 3 * time.Second
+	// maxAddresses bounds the addresses that one side tells the other, so that the handshake fits a datagram.
+	maxAddresses = 12
+)
+
+// dialing describes one attempt to connect.
+type dialing struct {
+	local  key.Private
+	remote key.Public
+	tunnel bool             // offer a tunnel, and settle for nothing less
+	relays []netip.AddrPort // nodes to try before asking the DHT
+	// needless, if set, is asked before each handshake; once it returns true no more are sent, because the
+	// peer has connected meanwhile. A handshake that has been sent is seen through: the peer may have chosen it.
+	needless func() bool
+}
+
+// dial finds the peer, shakes hands and opens a path. It blocks until the link is up; the error is a
+// *DialError. It ends with ctx.
+func (h *Host) dial(ctx context.Context, d dialing) (*link, error) {
+	began := time.Now()
+	stage := StageFind
+	l, err := h.tryDial(ctx, d, began, &stage)
+	if err != nil {
+		return nil, &DialError{Key: d.remote, Stage: stage, After: time.Since(began), Err: err}
+	}
+	return l, nil
+}
+
+func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *Stage) (_ *link, err error) {
+	l := h.newLink(d.local.Public(), d.remote, true, began)
+	defer func() {
+		if err != nil {
+			l.close(err)
+		}
+	}()
+	if l.stream, err = h.mux.NewStream(udx.StreamConfig{Accept: l.acceptStream}); err != nil {
+		return nil, err
+	}
+	initiator, err := noise.NewInitiator(d.local, d.remote)
+	if err != nil {
+		return nil, err
+	}
+	var offer tunnel.Offer
+	payload := h.payload(l)
+	if d.tunnel {
+		l.peer.Store(h.Peer(d.remote)) // packets may come before the link is up here
+		l.index = h.reserveIndex()
+		offer = h.offer(l.index)
+		payload.Trailer = offer.Append(nil)
+	}
+	msg, err := initiator.Write(payload.Append(nil))
+	if err != nil {
+		return nil, err
+	}
+
+	hs := handshaking{host: h, remote: d.remote, initiator: initiator, message: msg, stage: stage, needless: d.needless}
+	if err := hs.run(ctx, h.relaysFor(d)); err != nil {
+		return nil, err
+	}
+	*stage = StagePath
+	p := hs.payload
+	if p.Version != noise.PayloadVersion || p.Error != noise.ErrorNone || p.UDX == nil {
+		return nil, ErrIncompatible
+	}
+	l.result = hs.result
+	if d.tunnel {
+		theirs, ok, err := tunnel.ParseOffer(p.Trailer)
+		if err != nil || !ok {
+			return nil, ErrNoTunnel
+		}
+		if err := l.startTunnel(offer, theirs); err != nil {
+			return nil, err
+		}
+	}
+	l.setRemoteID(udx.ID(p.UDX.ID))
+	h.rememberRelays(d.remote, p.RelayAddresses, hs.reply.Relay)
+
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	client, err := h.findPath(ctx, l, &hs)
+	if err != nil {
+		return nil, err
+	}
+	if client == nil {
+		defer time.AfterFunc(openTimeout, func() { cancel(errNoneAnswered) }).Stop()
+	} else {
+		h.wg.Go(func() {
+			h.punch(l, client)
+			cancel(errNoneAnswered) // unless the link is up
+		})
+	}
+	if err = l.open(ctx); errors.Is(err, errNoneAnswered) {
+		np := &NoPathError{Remote: dht.Firewall(p.Firewall)}
+		l.mu.Lock()
+		np.Tried = l.prober.tried()
+		l.mu.Unlock()
+		if client != nil {
+			np.Err = client.Err()
+			report := client.Report()
+			np.Local, np.Remote = report.Local, report.Remote
+		}
+		err = np
+	}
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+var errNoneAnswered = errors.New("no address answered in time")
+
+// payload returns what the first or second handshake message says about us, but for the fields that only a
+// server fills.
+func (h *Host) payload(l *link) noise.Payload {
+	p := noise.Payload{
+		Version:      noise.PayloadVersion,
+		Firewall:     uint64(dht.FirewallUnknown),
+		Addresses4:   h.localAddresses(),
+		UDX:          &noise.UDXInfo{Version: 1, ID: uint32(l.stream.ID())},
+		SecretStream: &noise.SecretStreamInfo{Version: 1},
+	}
+	if a, ok := h.node.RemoteAddr(); ok {
+		p.Firewall = uint64(dht.FirewallOpen)
+		p.Addresses4 = slices.Insert(p.Addresses4, 0, a)
+	}
+	return p
+}
+
+// localAddrs returns the machine's IPv4 addresses at which peers on the same network may find it.
+func (h *Host) localAddrs() []netip.Addr {
+	if a := h.server.LocalAddr().Addr(); !a.IsUnspecified() {
+		return []netip.Addr{a}
+	}
+	var list []netip.Addr
+	for _, a := range h.network.Addrs() {
+		if a.Is4() && !h.avoid(a) && len(list) < maxAddresses {
+			list = append(list, a)
+		}
+	}
+	if list == nil {
+		list = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}
+	}
+	return list
+}
+
+// localAddresses returns localAddrs with the port of the server socket.
+func (h *Host) localAddresses() []netip.AddrPort {
+	var list []netip.AddrPort
+	for _, a := range h.localAddrs() {
+		list = append(list, netip.AddrPortFrom(a, h.server.LocalAddr().Port()))
+	}
+	return list
+}
+
+// findPath offers the link every address that might lead to the server, and starts punching where that may
+// help. The caller runs the returned attempt, if there is one, with Host.punch.
+//
+// Source: hyperdht.md 7.4; npm hyperdht, lib/connect.js (holepunch).
+func (h *Host) findPath(ctx context.Context, l *link, hs *handshaking) (*punch.Client, error) {
+	reply, p := &hs.reply, &hs.payload
+	if !reply.Relayed { // the node asked is the server itself
+		l.offer(hs.sock, reply.Relay, kindOf(reply.Relay.Addr()))
+		return nil, nil
+	}
+	relayed := reply.Server != reply.Relay
+	punchable := p.Holepunch != nil && len(p.Holepunch.Relays) > 0
+	sock := h.node.DefaultSocket().(Socket)
+	if dht.Firewall(p.Firewall) == dht.FirewallOpen || relayed && !punchable {
+		public := reply.Server
+		for _, a := range p.Addresses4 {
+			if !punch.IsBogon(a.Addr()) {
+				public = a
+				break
+			}
+		}
+		l.offer(sock, public, kindOf(public.Addr()))
+		if l.epoch == nil {
+			return nil, nil
+		}
+	}
+	if relayed && reply.Self.Addr() == reply.Server.Addr() {
+		h.tryLAN(ctx, l, p.Addresses4)
+	}
+	if _, open := h.node.RemoteAddr(); open || !punchable {
+		return nil, nil // an open client is reached by the server
+	}
+	sink := new(probeSink)
+	client, err := punch.NewClient(punch.ClientConfig{
+		Node:       h.node,
+		OpenSocket: func() (punch.Socket, error) { return h.openSocket(sink) },
+		Secret:     l.result.HolepunchSecret(),
+		Target:     l.remote.Target(),
+		Relay:      reply.Relay,
+		Server:     reply.Server,
+		Relays:     relayPairs(p.Holepunch.Relays),
+		ID:         p.Holepunch.ID,
+		Open:       !h.node.Info().Firewalled,
+		Limit:      h.guessing,
+		Logger:     l.log,
+	})
+	if err == nil {
+		sink.set(client.HandleProbe)
+	}
+	return client, err
+}
+
+func relayPairs(list []noise.RelayPair) []dht.RelayPair {
+	pairs := make([]dht.RelayPair, len(list))
+	for i, p := range list {
+		pairs[i] = dht.RelayPair{Relay: p.Relay, Peer: p.Peer}
+	}
+	return pairs
+}
+
+// punch offers the link the paths that an attempt finds, until the link is up or closed, or the attempt has
+// ended. It closes the attempt.
+func (h *Host) punch(l *link, client *punch.Client) {
+	defer func() {
+		if err := client.Close(l.keepSockets()...); err != nil {
+			l.log.Debug("closing punch sockets", "error", err)
+		}
+	}()
+	for {
+		select {
+		case p, ok := <-client.Paths():
+			if !ok {
+				l.log.Debug("hole punching ended", "error", client.Err())
+				l.settle() // paths found by now may still answer
+				return
+			}
+			l.offer(p.Socket.(Socket), p.Remote, kindOf(p.Remote.Addr()))
+		case <-l.up:
+			return
+		case <-l.done:
+			return
+		}
+	}
+}
+
+// tryLAN offers the link the addresses of a peer that shares our public address.
+func (h *Host) tryLAN(ctx context.Context, l *link, addrs []netip.AddrPort) {
+	addrs = slices.DeleteFunc(slices.Clone(addrs), func(a netip.AddrPort) bool { return punch.IsReserved(a.Addr()) })
+	if len(addrs) == 0 {
+		return
+	}
+	if l.epoch != nil { // probes are authenticated: try all
+		for _, a := range addrs[:min(len(addrs), maxAddresses)] {
+			if punch.IsPrivate(a.Addr()) {
+				l.offer(h.server, a, PathLAN)
+			}
+		}
+		return
+	}
+	addr := addrs[0]
+	if match, ok := punch.MatchAddr(h.localAddrs(), addrs); ok {
+		addr = match
+	}
+	h.wg.Go(func() {
+		if _, err := h.node.Ping(ctx, nil, addr, 1); err == nil {
+			l.offer(h.server, addr, PathLAN)
+		}
+	})
+}
+
+// handshaking sends one first handshake message through relays until one brings back a good answer.
+type handshaking struct {
+	host    *Host
+	remote  key.Public
+	message []byte
+	stage   *Stage
+
+	needless func() bool
+
+	mu        sync.Mutex // guards the fields below
+	initiator *noise.Initiator
+	tried     map[netip.AddrPort]bool
+	reply     dht.HandshakeReply
+	sock      Socket // that the answered request left from
+	payload   noise.Payload
+	result    noise.Result
+	good      bool
+}
+
+// run tries the given relays one after the other and, meanwhile, those that the DHT names.
+func (hs *handshaking) run(ctx context.Context, relays []netip.AddrPort) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	hs.tried = make(map[netip.AddrPort]bool)
+	slots := make(chan struct{}, handshakesAtOnce)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	if len(relays) > 0 {
+		for _, r := range relays {
+			hs.claim(r)
+		}
+		wg.Go(func() {
+			for _, r := range relays {
+				if hs.try(ctx, r) {
+					cancel()
+					return
+				}
+			}
+		})
+	}
+	var queryErr error
+	for r, err := range hs.host.node.FindPeer(ctx, hs.remote.Target(), relays) {
+		if err != nil {
+			queryErr = err
+			break
+		}
+		if !hs.claim(r.From) {
+			continue
+		}
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			if hs.try(ctx, r.From) {
+				cancel()
+			}
+		})
+	}
+	wg.Wait()
+	hs.mu.Lock()
+	defer hs.mu.Unlock()
+	switch {
+	case hs.good:
+		return nil
+	case hs.needless != nil && hs.needless():
+		return errSuperseded
+	case context.Cause(ctx) != nil:
+		return context.Cause(ctx)
+	case len(hs.tried) > len(relays):
+		return ErrNoAnswer
+	case queryErr != nil:
+		return queryErr
+	}
+	return ErrNotFound
+}
+
+// claim reports whether relay has not been tried yet, and marks it.
+func (hs *handshaking) claim(relay netip.AddrPort) bool {
+	hs.mu.Lock()
+	defer hs.mu.Unlock()
+	if hs.tried[relay] {
+		return false
+	}
+	hs.tried[relay] = true
+	return true
+}
+
+// try sends the handshake through one relay and reports whether the answer is good.
+func (hs *handshaking) try(ctx context.Context, relay netip.AddrPort) bool {
+	if hs.needless != nil && hs.needless() {
+		return false
+	}
+	hs.mu.Lock()
+	*hs.stage = StageHandshake
+	hs.mu.Unlock()
+	sock := hs.host.node.DefaultSocket().(Socket)
+	reply, err := hs.host.node.Handshake(ctx, relay, sock, hs.remote.Target(), hs.message)
+	if err != nil {
+		return false
+	}
+	hs.mu.Lock()
+	defer hs.mu.Unlock()
+	if hs.good {
+		return false
+	}
+	b, res, err := hs.initiator.Read(reply.Noise)
+	if err != nil {
+		return false
+	}
+	p, err := noise.ParsePayload(b)
+	if err != nil {
+		return false
+	}
+	hs.good, hs.reply, hs.sock, hs.payload, hs.result = true, reply, sock, p, res
+	return true
+}

@@ -1,0 +1,398 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"omegatun/dht"
+	"omegatun/dht/key"
+	"omegatun/punch"
+	"omegatun/session/secretstream"
+	"omegatun/session/tunnel"
+	"omegatun/session/udp"
+	"omegatun/session/udx"
+)
+
+const (
+	// DefaultPort is the first port that a Host tries for its server socket, followed by the next four.
+	DefaultPort = 49737
+
+	dialsAtOnce      = 16 // attempts to reach listed peers that run at the same time
+	rememberedRelays = 512
+	maintainEvery    = 500 * time.Millisecond
+	sleepThreshold   = 15 * time.Second // a longer pause between two rounds means that the machine slept
+)
+
+// Config says how a [Host] is to work. Identity is required; the zero value of everything else works.
+type Config struct {
+	// Identity is the key pair that the Host dials with.
+	Identity key.Private
+	// Network provides the sockets. Default: the operating system.
+	Network Network
+	// Addr is the local address to bind. Default: every IPv4 address.
+	Addr netip.Addr
+	// Port is the server socket's port. Default: DefaultPort or one of the four after it, else any free one.
+	// If it is set and taken, New fails.
+	Port uint16
+	// DHT configures the node; its sockets, and its Logger if nil, are the Host's.
+	DHT dht.Config
+	// Inbound receives the IP packets that arrive from listed peers: bufs[i][offset:] is a packet, the
+	// offset bytes before it and the capacity behind it are free to use. Nothing may be kept. It is called
+	// from several goroutines, for one peer mostly from one. Default: packets are dropped.
+	Inbound func(p *Peer, bufs [][]byte, offset int)
+	// Avoid reports addresses that no path may lead to, nor be announced: those of the tunnels themselves.
+	Avoid func(netip.Addr) bool
+	// OnPeer is told when a Peer connects, or cannot be reached. It must return quickly. Default: nobody.
+	OnPeer func(PeerEvent)
+	// KeepAlive is how long an ordered stream may be silent before an empty message is sent. Default: 5 s,
+	// as in npm hyperdht.
+	KeepAlive time.Duration
+	// Suites are the tunnel ciphers to offer. Default: those that this CPU does well.
+	Suites tunnel.Suites
+	// Logger receives what may interest an operator. Default: discard.
+	Logger *slog.Logger
+}
+
+// Host is one machine in the network: its sockets, its DHT node, the keys it listens on and the peers that
+// it is connected to. All methods are safe for concurrent use.
+type Host struct {
+	cfg     Config
+	log     *slog.Logger
+	network Network
+	node    *dht.Node
+	mux     *udx.Mux
+	client  Socket
+	server  Socket
+
+	links   sync.Map // receiver index (uint32) → *link
+	refused atomic.Uint64
+	dropped atomic.Uint64 // datagrams that belong to nothing
+	dials   chan struct{} // a slot for each attempt that may run
+
+	guessing *punch.Limit // of attempts that guess ports
+
+	ctx    context.Context // ends with the Host
+	cancel context.CancelCauseFunc
+	wg     sync.WaitGroup // every goroutine of the Host
+
+	mu        sync.Mutex // guards the fields below; taken before Peer.mu and link.mu
+	peers     map[key.Public]*Peer
+	listeners []*Listener
+	sinks     map[Socket]*probeSink           // of the sockets of punching attempts
+	relays    map[key.Public][]netip.AddrPort // nodes that led to a key before
+	closed    bool
+}
+
+// probeSink hands the probes of an attempt's sockets to the attempt, which exists only after its first socket.
+type probeSink struct {
+	f atomic.Pointer[func(punch.Socket, netip.AddrPort)]
+}
+
+func (p *probeSink) set(f func(punch.Socket, netip.AddrPort)) { p.f.Store(&f) }
+
+func (p *probeSink) handle(s Socket, from netip.AddrPort) {
+	if f := p.f.Load(); f != nil {
+		(*f)(s, from)
+	}
+}
+
+// New opens the sockets and starts the DHT node. It does not wait for the network; [Host.Ready] does.
+func New(cfg Config) (*Host, error) {
+	if cfg.Identity.IsZero() {
+		return nil, errors.New("session: Config.Identity is required")
+	}
+	h := &Host{
+		cfg: cfg, log: cfg.Logger, network: cfg.Network,
+		dials:  make(chan struct{}, dialsAtOnce),
+		peers:  make(map[key.Public]*Peer),
+		sinks:  make(map[Socket]*probeSink),
+		relays: make(map[key.Public][]netip.AddrPort),
+	}
+	if h.log == nil {
+		h.log = slog.New(slog.DiscardHandler)
+	}
+	if h.network == nil {
+		h.network = osNetwork{udp.Config{Logger: h.log}}
+	}
+	if h.cfg.KeepAlive == 0 {
+		h.cfg.KeepAlive = 5 * time.Second
+	}
+	if !h.cfg.Addr.IsValid() {
+		h.cfg.Addr = netip.IPv4Unspecified()
+	}
+	if h.cfg.Suites == 0 {
+		h.cfg.Suites = tunnel.PreferredSuites()
+	}
+	h.ctx, h.cancel = context.WithCancelCause(context.Background())
+
+	var err error
+	if h.server, err = h.listenServer(); err != nil {
+		return nil, err
+	}
+	if h.client, err = h.network.Listen(netip.AddrPortFrom(h.cfg.Addr, 0)); err != nil {
+		h.server.Close()
+		return nil, err
+	}
+	h.mux = udx.NewMux(udx.Config{Logger: h.log})
+	node := cfg.DHT
+	node.Client, node.Server = h.client, h.server
+	if node.Logger == nil {
+		node.Logger = h.log
+	}
+	if h.node, err = dht.New(node); err != nil {
+		h.client.Close()
+		h.server.Close()
+		h.mux.Close()
+		return nil, err
+	}
+	for _, s := range []Socket{h.server, h.client} {
+		useBulk(s)
+		h.wg.Go(func() { h.serve(s) })
+	}
+	h.wg.Go(h.maintain)
+	return h, nil
+}
+
+func (h *Host) listenServer() (Socket, error) {
+	if h.cfg.Port != 0 {
+		return h.network.Listen(netip.AddrPortFrom(h.cfg.Addr, h.cfg.Port))
+	}
+	for i := range uint16(5) {
+		if s, err := h.network.Listen(netip.AddrPortFrom(h.cfg.Addr, DefaultPort+i)); err == nil {
+			return s, nil
+		}
+	}
+	return h.network.Listen(netip.AddrPortFrom(h.cfg.Addr, 0))
+}
+
+// Node returns the Host's DHT node.
+func (h *Host) Node() *dht.Node { return h.node }
+
+// Addr returns the local address of the server socket.
+func (h *Host) Addr() netip.AddrPort { return h.server.LocalAddr() }
+
+// Ready waits until the DHT node has looked around.
+func (h *Host) Ready(ctx context.Context) error { return h.node.Ready(ctx) }
+
+// Refused returns how many handshakes were met with silence, because the caller was not admitted or the
+// message was no handshake for us.
+func (h *Host) Refused() uint64 { return h.refused.Load() }
+
+// NetworkChanged tells the Host that the machine's addresses or routes have changed, or that it has slept:
+// paths are checked, announcements renewed and lost peers looked for at once.
+func (h *Host) NetworkChanged() {
+	h.log.Info("network changed")
+	h.node.NetworkChanged()
+	h.mu.Lock()
+	listeners := slices.Clone(h.listeners)
+	h.mu.Unlock()
+	for _, l := range listeners {
+		l.Refresh()
+	}
+	now := time.Now()
+	h.eachLink(func(l *link) { l.check(now) })
+	for _, p := range h.Peers() {
+		p.hurry()
+	}
+}
+
+// Shutdown withdraws the announcements, tells the peers goodbye and closes the Host. Announcements are left
+// to expire when ctx ends first.
+func (h *Host) Shutdown(ctx context.Context) error {
+	h.mu.Lock()
+	listeners := slices.Clone(h.listeners)
+	h.mu.Unlock()
+	h.eachLink(func(l *link) { l.goodbye(tunnel.CloseShutdown) })
+	errs := make([]error, len(listeners))
+	var wg sync.WaitGroup
+	for i, l := range listeners {
+		wg.Go(func() { errs[i] = l.shutdown(ctx) })
+	}
+	wg.Wait()
+	return errors.Join(append(errs, h.Close())...)
+}
+
+// Close ends everything at once and waits for the Host's goroutines. Nobody is told.
+func (h *Host) Close() error {
+	h.mu.Lock()
+	if h.closed {
+		h.mu.Unlock()
+		return nil
+	}
+	h.closed = true
+	listeners := slices.Clone(h.listeners)
+	h.mu.Unlock()
+	h.cancel(ErrClosed)
+	gone, cancel := context.WithCancel(context.Background())
+	cancel()
+	for _, l := range listeners {
+		_ = l.shutdown(gone) // only to free what it holds: nobody is told
+	}
+	for _, p := range h.Peers() {
+		p.remove()
+	}
+	h.eachLink(func(l *link) { l.close(ErrClosed) })
+	err := errors.Join(h.mux.Close(), h.node.Close(), h.client.Close(), h.server.Close())
+	h.wg.Wait()
+	return err
+}
+
+// Dial connects to a key's server and opens an ordered encrypted stream, as any HyperDHT program would. It
+// blocks until the peer has been heard on the stream; the error is a *[DialError].
+func (h *Host) Dial(ctx context.Context, k key.Public, cfg DialConfig) (*secretstream.Conn, error) {
+	local := cfg.Identity
+	if local.IsZero() {
+		local = h.cfg.Identity
+	}
+	l, err := h.dial(ctx, dialing{local: local, remote: k, relays: cfg.Relays})
+	if err != nil {
+		return nil, err
+	}
+	return l.secure.Load(), nil
+}
+
+// DialConfig is the configuration of one [Host.Dial]. The zero value works.
+type DialConfig struct {
+	Identity key.Private      // default: the Host's
+	Relays   []netip.AddrPort // DHT nodes to try first
+}
+
+// offer is the tunnel offer for a link.
+func (h *Host) offer(index uint32) tunnel.Offer {
+	return tunnel.Offer{Index: index, Suites: h.cfg.Suites}
+}
+
+func (h *Host) avoid(a netip.Addr) bool { return h.cfg.Avoid != nil && h.cfg.Avoid(a) }
+
+func (h *Host) event(e PeerEvent) {
+	if h.cfg.OnPeer != nil {
+		h.cfg.OnPeer(e)
+	}
+}
+
+// eachLink calls f for every link that has a tunnel.
+func (h *Host) eachLink(f func(*link)) {
+	h.links.Range(func(_, v any) bool {
+		if l := v.(*link); l != nil { // else an index that is only reserved
+			f(l)
+		}
+		return true
+	})
+}
+
+// linkUp gives a link with a tunnel to its peer.
+func (h *Host) linkUp(l *link) {
+	if p := l.peer.Load(); p != nil {
+		p.linkUp(l)
+	} else {
+		l.close(ErrRemoved)
+	}
+}
+
+// pathChanged tells of a better path.
+func (h *Host) pathChanged(l *link) {
+	if p, r := l.peer.Load(), l.cur.Load(); p != nil && p.cur.Load() == l {
+		h.event(PeerEvent{Peer: p, Connected: true, Path: r.path()})
+	}
+}
+
+// linkLost starts a new connection beside one that has fallen silent.
+func (h *Host) linkLost(l *link) {
+	p := l.peer.Load()
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	p.chooseLocked(time.Now())
+	wanted := p.wanted
+	p.mu.Unlock()
+	if wanted {
+		p.dial()
+	}
+}
+
+func (h *Host) linkClosed(l *link) {
+	if p := l.peer.Load(); p != nil {
+		p.linkClosed(l)
+	}
+}
+
+// relaysFor returns the nodes to try first.
+func (h *Host) relaysFor(d dialing) []netip.AddrPort {
+	if len(d.relays) > 0 {
+		return d.relays
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.relays[d.remote])
+}
+
+// rememberRelays keeps the nodes that lead to a key, for the next time.
+func (h *Host) rememberRelays(k key.Public, advertised []netip.AddrPort, used netip.AddrPort) {
+	list := slices.Clone(advertised[:min(len(advertised), 3)])
+	if len(list) == 0 {
+		list = []netip.AddrPort{used}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, known := h.relays[k]; !known && len(h.relays) >= rememberedRelays {
+		for old := range h.relays { // any one
+			delete(h.relays, old)
+			break
+		}
+	}
+	h.relays[k] = list
+}
+
+// maintain looks after the links and notices when the machine has slept.
+func (h *Host) maintain() {
+	ticker := time.NewTicker(maintainEvery)
+	defer ticker.Stop()
+	last := time.Now().Round(0) // wall clock: the monotonic one may stand still during sleep
+	for {
+		select {
+		case <-h.ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		now := time.Now()
+		if now.Round(0).Sub(last) > sleepThreshold {
+			h.NetworkChanged()
+		}
+		last = now.Round(0)
+		h.eachLink(func(l *link) { l.maintain(now) })
+	}
+}
+
+// isMain reports whether s is one of the two sockets that live as long as the Host.
+func (h *Host) isMain(s Socket) bool { return s == h.server || s == h.client }
+
+// openSocket opens a socket of an attempt's own, whose probes go to sink.
+func (h *Host) openSocket(sink *probeSink) (Socket, error) {
+	s, err := h.network.Listen(netip.AddrPortFrom(h.cfg.Addr, 0))
+	if err != nil {
+		return nil, err
+	}
+	h.mu.Lock()
+	if h.closed {
+		h.mu.Unlock()
+		s.Close()
+		return nil, net.ErrClosed
+	}
+	h.sinks[s] = sink
+	h.mu.Unlock()
+	h.wg.Go(func() {
+		h.serve(s)
+		h.mu.Lock()
+		delete(h.sinks, s)
+		h.mu.Unlock()
+	})
+	return s, nil
+}

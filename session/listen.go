@@ -1,0 +1,439 @@
+package session
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"omegatun/dht"
+	"omegatun/dht/key"
+	"omegatun/punch"
+	"omegatun/session/noise"
+	"omegatun/session/secretstream"
+	"omegatun/session/tunnel"
+	"omegatun/session/udx"
+)
+
+const (
+	maxSlots       = 512              // handshakes answered and not yet forgotten, per listener
+	slotLife       = 10 * time.Second // how long a peer has to open a path, and how long a slot is kept after
+	maxWaiting     = 4                // requests that wait for one answer
+	acceptBacklog  = 64               // streams that nobody has accepted yet
+	handshakeRate  = 200              // handshakes a second that are worth a Diffie-Hellman
+	handshakeBurst = 400
+)
+
+// ListenConfig says who may connect to a key.
+type ListenConfig struct {
+	// Admit decides about a caller, before anything is sent: an error is silence. Required. It may block
+	// for a short while and is called from several goroutines.
+	Admit func(Caller) error
+	// Tunnels lets callers that are peers of the Host (see [Host.AddPeer]) open a tunnel.
+	Tunnels bool
+}
+
+// Caller is who asks to connect.
+type Caller struct {
+	Key  key.Public
+	Addr netip.AddrPort // as the relay sees it; not proven
+}
+
+// Listener answers handshakes for one key and accepts the streams that come of them. It is a
+// [net.Listener]; its connections are *[secretstream.Conn].
+type Listener struct {
+	host *Host
+	key  key.Private
+	cfg  ListenConfig
+	ann  *dht.Announcement
+
+	accepted chan *secretstream.Conn
+	closed   chan struct{}
+	limit    *rate.Limiter
+
+	mu     sync.Mutex // guards slots and byMsg
+	slots  []*slot    // by number; nil: free
+	byMsg  map[key.Target]*slot
+	ending bool
+}
+
+// slot is one handshake, from its first message until it is forgotten.
+type slot struct {
+	id      int
+	msg     key.Target // hash of the first message
+	waiting []*dht.HandshakeRequest
+
+	answered bool
+	noise    []byte // second message; nil: silence
+	sock     Socket // it leaves from; nil: the one asked
+	puncher  *punch.Server
+}
+
+// Listen announces the key in the DHT and answers whoever cfg admits. It returns at once;
+// [Listener.Announced] waits until strangers could find the key. Close it, or the Host.
+func (h *Host) Listen(k key.Private, cfg ListenConfig) (*Listener, error) {
+	l := &Listener{
+		host: h, key: k, cfg: cfg,
+		accepted: make(chan *secretstream.Conn, acceptBacklog),
+		closed:   make(chan struct{}),
+		limit:    rate.NewLimiter(handshakeRate, handshakeBurst),
+		byMsg:    make(map[key.Target]*slot),
+	}
+	ann, err := h.node.Serve(k, l)
+	if err != nil {
+		return nil, err
+	}
+	l.ann = ann
+	h.mu.Lock()
+	h.listeners = append(h.listeners, l)
+	h.mu.Unlock()
+	return l, nil
+}
+
+// Announced waits until at least one DHT node holds the announcement.
+func (l *Listener) Announced(ctx context.Context) error { return l.ann.Announced(ctx) }
+
+// Refresh announces again at once, as after a change of network.
+func (l *Listener) Refresh() { l.ann.Refresh() }
+
+// Accept waits for the next stream, as *[secretstream.Conn]. After Close the error is [net.ErrClosed].
+func (l *Listener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.accepted:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Addr returns the public key as an address.
+func (l *Listener) Addr() net.Addr { return KeyAddr(l.key.Public()) }
+
+// KeyAddr is a public key as a [net.Addr].
+type KeyAddr key.Public
+
+// Network returns "hyperdht".
+func (KeyAddr) Network() string { return "hyperdht" }
+
+// String returns the key in z-base-32.
+func (a KeyAddr) String() string { return key.Public(a).String() }
+
+// Close withdraws the announcement and ends what has not been accepted. Accepted connections and tunnels
+// live on.
+func (l *Listener) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	return l.shutdown(ctx)
+}
+
+func (l *Listener) shutdown(ctx context.Context) error {
+	l.mu.Lock()
+	if l.ending {
+		l.mu.Unlock()
+		return nil
+	}
+	l.ending = true
+	slots := slices.Clone(l.slots)
+	close(l.closed)
+	l.mu.Unlock()
+
+	err := l.ann.Close(ctx)
+	for _, s := range slots {
+		if s != nil {
+			l.forget(s)
+		}
+	}
+	for {
+		select {
+		case c := <-l.accepted:
+			c.Close()
+			continue
+		default:
+		}
+		break
+	}
+	h := l.host
+	h.mu.Lock()
+	h.listeners = slices.DeleteFunc(h.listeners, func(o *Listener) bool { return o == l })
+	h.mu.Unlock()
+	return err
+}
+
+// HandleHandshake implements [dht.Server].
+func (l *Listener) HandleHandshake(req *dht.HandshakeRequest) {
+	msg := key.Hash(req.Noise)
+	l.mu.Lock()
+	if s := l.byMsg[msg]; s != nil { // a retry, or the same message through another relay
+		if s.answered {
+			noise, sock := s.noise, s.sock
+			l.mu.Unlock()
+			reply(req, sock, noise)
+			return
+		}
+		if len(s.waiting) < maxWaiting {
+			s.waiting = append(s.waiting, req)
+		}
+		l.mu.Unlock()
+		return
+	}
+	if l.ending || !l.limit.Allow() {
+		l.mu.Unlock()
+		return
+	}
+	id := slices.Index(l.slots, nil)
+	if id < 0 {
+		if len(l.slots) >= maxSlots {
+			l.mu.Unlock()
+			return
+		}
+		id = len(l.slots)
+		l.slots = append(l.slots, nil)
+	}
+	s := &slot{id: id, msg: msg, waiting: []*dht.HandshakeRequest{req}}
+	l.slots[id] = s
+	l.byMsg[msg] = s
+	l.mu.Unlock()
+
+	l.host.wg.Go(func() { l.answer(s, req) })
+}
+
+func reply(req *dht.HandshakeRequest, sock Socket, noise []byte) {
+	if noise == nil {
+		return
+	}
+	if sock == nil {
+		_ = req.Reply(nil, noise) // lost like any datagram: the client asks again
+		return
+	}
+	_ = req.Reply(sock, noise)
+}
+
+// HandleHolepunch implements [dht.Server].
+func (l *Listener) HandleHolepunch(req *dht.HolepunchRequest) {
+	l.mu.Lock()
+	var p *punch.Server
+	if req.ID < uint64(len(l.slots)) {
+		if s := l.slots[req.ID]; s != nil {
+			p = s.puncher
+		}
+	}
+	l.mu.Unlock()
+	if p != nil {
+		p.HandleHolepunch(req)
+	}
+}
+
+// forget frees the slot.
+func (l *Listener) forget(s *slot) {
+	l.mu.Lock()
+	if s.id < len(l.slots) && l.slots[s.id] == s {
+		l.slots[s.id] = nil
+		delete(l.byMsg, s.msg)
+	}
+	l.mu.Unlock()
+}
+
+// answer makes the answer to a first message, sends it and sees the link through until it is up.
+//
+// Source: hyperdht.md 10.2; npm hyperdht, lib/server.js (_addHandshake).
+func (l *Listener) answer(s *slot, req *dht.HandshakeRequest) {
+	lk, noise, sock := l.shake(s, req)
+	l.mu.Lock()
+	s.answered, s.noise, s.sock = true, noise, sock
+	waiting := s.waiting
+	s.waiting = nil
+	l.mu.Unlock()
+	if noise == nil { // silence; the slot need not be kept, a retry costs the stranger as much as the first try
+		l.forget(s)
+		return
+	}
+	for _, r := range waiting {
+		reply(r, sock, noise)
+	}
+	h := l.host
+	if lk != nil {
+		l.open(s, lk)
+	}
+	select { // retries of the client still find the answer
+	case <-time.After(slotLife):
+	case <-l.closed:
+	case <-h.ctx.Done():
+	}
+	l.forget(s)
+}
+
+// open waits until the client has opened a path, for as long as punching goes on or slotLife, and hands the
+// stream to Accept if the link carries one.
+func (l *Listener) open(s *slot, lk *link) {
+	h := l.host
+	ctx, cancel := context.WithCancelCause(h.ctx)
+	defer cancel(nil)
+	l.mu.Lock()
+	puncher := s.puncher
+	l.mu.Unlock()
+	if puncher == nil {
+		defer time.AfterFunc(slotLife, func() { cancel(errNoneAnswered) }).Stop()
+	} else {
+		h.wg.Go(func() {
+			select {
+			case <-puncher.Done():
+				lk.log.Debug("hole punching ended", "error", puncher.Err())
+				lk.settle()
+			case <-lk.up:
+			case <-lk.done:
+			case <-l.closed:
+			}
+			if err := puncher.Close(lk.keepSockets()...); err != nil {
+				lk.log.Debug("closing punch sockets", "error", err)
+			}
+			cancel(errNoneAnswered) // unless the link is up
+		})
+	}
+	if err := lk.open(ctx); err != nil {
+		lk.close(err)
+		return
+	}
+	if lk.epoch == nil {
+		l.deliver(lk)
+	}
+}
+
+// shake processes the first message. A nil answer means silence; a nil link means that the answer is an error.
+func (l *Listener) shake(s *slot, req *dht.HandshakeRequest) (lk *link, msg []byte, sock Socket) {
+	h := l.host
+	r, err := noise.Respond(l.key, req.Noise)
+	if err != nil {
+		h.refused.Add(1)
+		return nil, nil, nil
+	}
+	caller := Caller{Key: r.Remote(), Addr: req.Client}
+	if err := l.cfg.Admit(caller); err != nil {
+		h.refused.Add(1)
+		h.log.Debug("caller refused", "caller", caller.Key.Short(), "error", err)
+		return nil, nil, nil
+	}
+	theirs, err := noise.ParsePayload(r.Payload())
+	if err != nil {
+		return nil, nil, nil
+	}
+
+	lk = h.newLink(l.key.Public(), caller.Key, false, time.Now())
+	defer func() {
+		if msg == nil {
+			lk.close(ErrIncompatible)
+			lk = nil
+		}
+	}()
+	if lk.stream, err = h.mux.NewStream(udx.StreamConfig{Accept: lk.acceptStream}); err != nil {
+		return lk, nil, nil
+	}
+	ours := h.payload(lk)
+	switch {
+	case theirs.Version != noise.PayloadVersion:
+		ours.Error = noise.ErrorVersionMismatch
+	case theirs.UDX == nil:
+		ours.Error = noise.ErrorAborted
+	}
+	if ours.Firewall != uint64(dht.FirewallOpen) {
+		info := &noise.HolepunchInfo{ID: uint64(s.id)}
+		for _, p := range l.ann.Relays() {
+			info.Relays = append(info.Relays, noise.RelayPair{Relay: p.Relay, Peer: p.Peer})
+		}
+		ours.Holepunch = info
+	}
+	ours.RelayAddresses = l.ann.Addresses()
+	offer, offered, err := tunnel.ParseOffer(theirs.Trailer)
+	peer := h.Peer(caller.Key)
+	wantTunnel := l.cfg.Tunnels && peer != nil && offered && err == nil
+	var answer tunnel.Offer
+	if wantTunnel {
+		lk.index = h.reserveIndex()
+		answer = h.offer(lk.index)
+		ours.Trailer = answer.Append(nil)
+	}
+	msg, res, err := r.Write(ours.Append(nil))
+	if err != nil {
+		return lk, nil, nil
+	}
+	lk.result = res
+	if ours.Error != noise.ErrorNone {
+		lk.close(ErrIncompatible)
+		return nil, msg, nil
+	}
+	if wantTunnel {
+		if err := lk.startTunnel(answer, offer); err != nil {
+			return lk, nil, nil
+		}
+		lk.peer.Store(peer)
+	}
+	lk.setRemoteID(udx.ID(theirs.UDX.ID))
+	return lk, msg, l.findPath(s, lk, req, &theirs)
+}
+
+// findPath offers the link the addresses that may lead to the client, and returns the socket that the answer
+// must leave from, nil for the one asked.
+func (l *Listener) findPath(s *slot, lk *link, req *dht.HandshakeRequest, theirs *noise.Payload) Socket {
+	h := l.host
+	if req.Direct {
+		lk.offer(req.Socket.(Socket), req.Client, kindOf(req.Client.Addr()))
+		return nil
+	}
+	if dht.Firewall(theirs.Firewall) == dht.FirewallOpen {
+		lk.offer(h.node.DefaultSocket().(Socket), req.Client, kindOf(req.Client.Addr()))
+		return nil
+	}
+	_, open := h.node.RemoteAddr()
+	lan := false
+	if req.Client.Addr() == req.To.Addr() { // the same public address: probably the same network
+		private := slices.DeleteFunc(slices.Clone(theirs.Addresses4), func(a netip.AddrPort) bool {
+			return !punch.IsPrivate(a.Addr())
+		})
+		_, lan = punch.MatchAddr(h.localAddrs(), private)
+		if lan && lk.epoch != nil {
+			for _, a := range private[:min(len(private), maxAddresses)] {
+				lk.offer(h.server, a, PathLAN)
+			}
+		}
+	}
+	if open {
+		return nil // the client comes to us
+	}
+	sink := new(probeSink)
+	puncher, err := punch.NewServer(punch.ServerConfig{
+		Node:       h.node,
+		OpenSocket: func() (punch.Socket, error) { return h.openSocket(sink) },
+		Secret:     lk.result.HolepunchSecret(),
+		IsRelay:    l.ann.IsRelay,
+		Open:       !h.node.Info().Firewalled,
+		Limit:      h.guessing,
+		Logger:     lk.log,
+	})
+	if err != nil {
+		h.log.Warn("no socket for hole punching", "error", err)
+		return nil
+	}
+	sink.set(puncher.HandleProbe)
+	l.mu.Lock()
+	s.puncher = puncher
+	l.mu.Unlock()
+	if lan {
+		return nil // the client pings the server socket; it must not be told the punch socket's address
+	}
+	return puncher.Socket().(Socket)
+}
+
+// deliver hands a link's stream to Accept.
+func (l *Listener) deliver(lk *link) {
+	c := lk.secure.Load()
+	select {
+	case l.accepted <- c:
+		return
+	default:
+		l.host.log.Warn("stream refused: nobody accepts", "peer", lk.remote.Short())
+	}
+	c.Close()
+}

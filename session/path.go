@@ -1,0 +1,212 @@
+package session
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
+)
+
+// PathKind says what a path runs through. A smaller kind is better.
+type PathKind uint8
+
+// The kinds of path, best first.
+const (
+	PathLAN    PathKind = iota // both machines are on one local network
+	PathDirect                 // datagrams go straight between the public addresses
+	PathRelay                  // a third machine passes sealed datagrams on
+)
+
+// String returns the word that status and events use.
+func (k PathKind) String() string {
+	switch k {
+	case PathLAN:
+		return "lan"
+	case PathDirect:
+		return "direct"
+	case PathRelay:
+		return "relay"
+	}
+	return fmt.Sprintf("path kind %d", uint8(k))
+}
+
+// A Path is a way for datagrams to a peer: one of our ports and one of its addresses.
+type Path struct {
+	Kind   PathKind
+	Local  netip.AddrPort
+	Remote netip.AddrPort
+}
+
+// route is a path in use: where datagrams of a link are sent.
+type route struct {
+	sock   Socket
+	remote netip.AddrPort
+	kind   PathKind
+
+	heard atomic.Int64 // Unix nanoseconds when the last authentic datagram came this way
+	rtt   atomic.Int64 // nanoseconds, of the last answered probe; 0 before
+}
+
+func (r *route) is(s Socket, remote netip.AddrPort) bool { return r.sock == s && r.remote == remote }
+
+func (r *route) path() Path {
+	return Path{Kind: r.kind, Local: r.sock.LocalAddr(), Remote: r.remote}
+}
+
+const (
+	// maxCandidates bounds the addresses probed for one link. Eight local addresses of a machine with
+	// containers, its public one and a few sources seen during roaming are what happens in practice.
+	maxCandidates = 24
+	// outstanding is how many unanswered probes of a candidate are remembered. At the fastest pace it
+	// covers round trips of two seconds.
+	outstanding = 12
+
+	firstProbeWait = 20 * time.Millisecond  // after the first probe; doubles
+	maxProbeWait   = 250 * time.Millisecond // while a link has no path
+)
+
+// candidate is an address that might work.
+type candidate struct {
+	route *route
+	next  time.Time     // of the next probe; zero: resting
+	wait  time.Duration // between the next probe and the one after it
+	left  int           // probes until it rests
+	sent  [outstanding]probeSent
+	n     int // probes sent in all
+}
+
+type probeSent struct {
+	id uint64
+	at time.Time
+}
+
+// A prober decides which candidates to probe and when. It has no clock, no lock and no socket: its owner
+// supplies the time, sends what advance returns and reports what comes back.
+//
+//	add ──▶ probing at 0, 20, 60, 140, … ms ──answered or budget used──▶ resting ──wake──▶ probing
+type prober struct {
+	cands []*candidate
+}
+
+// add makes the address a candidate, or returns the one that it is already. It returns nil when there are
+// too many. A new candidate is probed at once.
+func (p *prober) add(sock Socket, remote netip.AddrPort, kind PathKind, probes int, now time.Time) *candidate {
+	for _, c := range p.cands {
+		if c.route.is(sock, remote) {
+			if c.next.IsZero() {
+				c.start(probes, now)
+			}
+			return c
+		}
+	}
+	if len(p.cands) >= maxCandidates {
+		return nil
+	}
+	c := &candidate{route: &route{sock: sock, remote: remote, kind: kind}}
+	c.start(probes, now)
+	p.cands = append(p.cands, c)
+	return c
+}
+
+func (c *candidate) start(probes int, now time.Time) {
+	c.next, c.wait, c.left = now, firstProbeWait, probes
+}
+
+// wake probes every candidate again.
+func (p *prober) wake(probes int, now time.Time) {
+	for _, c := range p.cands {
+		c.start(probes, now)
+	}
+}
+
+// rest stops probing of all candidates.
+func (p *prober) rest() {
+	for _, c := range p.cands {
+		c.next = time.Time{}
+	}
+}
+
+// drop forgets the candidates of a socket that is closed.
+func (p *prober) drop(sock Socket) {
+	p.cands = slices.DeleteFunc(p.cands, func(c *candidate) bool { return c.route.sock == sock })
+}
+
+// probe is one ping to send.
+type probe struct {
+	id    uint64
+	route *route
+}
+
+// advance returns the probes due at now and the time of the next one, zero for none.
+func (p *prober) advance(now time.Time) (due []probe, wake time.Time) {
+	for _, c := range p.cands {
+		if c.next.IsZero() {
+			continue
+		}
+		if !c.next.After(now) {
+			due = append(due, p.ping(c, now))
+			if c.left--; c.left <= 0 {
+				c.next = time.Time{}
+				continue
+			}
+			c.next = now.Add(c.wait)
+			c.wait = min(2*c.wait, maxProbeWait)
+		}
+		if wake.IsZero() || c.next.Before(wake) {
+			wake = c.next
+		}
+	}
+	return due, wake
+}
+
+// ping records one more probe of c.
+func (p *prober) ping(c *candidate, now time.Time) probe {
+	id := rand.Uint64() | 1 // not to be guessed: the answer proves that the question arrived; never 0
+	c.sent[c.n%outstanding] = probeSent{id, now}
+	c.n++
+	return probe{id, c.route}
+}
+
+// pong finds the candidate whose probe id was answered, and when that probe was sent. The candidate rests
+// from then on. It returns nil for an id that is not outstanding.
+func (p *prober) pong(id uint64) (*candidate, time.Time) {
+	for _, c := range p.cands {
+		for i := range c.sent {
+			if s := &c.sent[i]; s.id == id && id != 0 {
+				at := s.at
+				*s = probeSent{}
+				c.next = time.Time{}
+				return c, at
+			}
+		}
+	}
+	return nil, time.Time{}
+}
+
+// tried returns the candidates as paths, for an error message.
+func (p *prober) tried() []Path {
+	paths := make([]Path, len(p.cands))
+	for i, c := range p.cands {
+		paths[i] = c.route.path()
+	}
+	return paths
+}
+
+// betterRoute reports whether next, which has just answered a probe sent at sent, should replace cur.
+func betterRoute(cur, next *route, sent, now time.Time) bool {
+	switch {
+	case cur == nil:
+		return true
+	case cur == next:
+		return false
+	case next.kind < cur.kind:
+		return true
+	}
+	heard := time.Unix(0, cur.heard.Load())
+	if next.kind == cur.kind { // the peer moved: nothing came the old way since we asked the new one
+		return heard.Before(sent)
+	}
+	return now.Sub(heard) > deadAfter
+}

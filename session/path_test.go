@@ -1,0 +1,119 @@
+package session
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+)
+
+// deadSocket is a Socket that is only compared.
+type deadSocket struct {
+	Socket
+	addr netip.AddrPort
+}
+
+func (s *deadSocket) LocalAddr() netip.AddrPort { return s.addr }
+
+var (
+	sockA = &deadSocket{addr: netip.MustParseAddrPort("192.0.2.1:1000")}
+	sockB = &deadSocket{addr: netip.MustParseAddrPort("192.0.2.1:2000")}
+	peerA = netip.MustParseAddrPort("198.51.100.1:1")
+	peerB = netip.MustParseAddrPort("198.51.100.1:2")
+)
+
+func TestProberBacksOffAndRests(t *testing.T) {
+	start := time.Unix(1000, 0)
+	var p prober
+	p.add(sockA, peerA, PathDirect, 6, start)
+	var at []time.Duration
+	for now := start; !now.IsZero(); {
+		due, wake := p.advance(now)
+		for range due {
+			at = append(at, now.Sub(start))
+		}
+		now = wake
+	}
+	want := []time.Duration{0, 20, 60, 140, 300, 550}
+	if len(at) != len(want) {
+		t.Fatalf("probes at %v, want six", at)
+	}
+	for i, ms := range want {
+		if at[i] != ms*time.Millisecond {
+			t.Errorf("probe %d after %v, want %v", i, at[i], ms*time.Millisecond)
+		}
+	}
+}
+
+func TestProberKnowsItsOwnPongs(t *testing.T) {
+	now := time.Unix(1000, 0)
+	var p prober
+	p.add(sockA, peerA, PathDirect, 3, now)
+	p.add(sockA, peerB, PathDirect, 3, now)
+	due, _ := p.advance(now)
+	if len(due) != 2 || due[0].id == due[1].id {
+		t.Fatalf("two candidates gave the probes %+v", due)
+	}
+	if c, _ := p.pong(due[1].id + 10); c != nil {
+		t.Errorf("a pong that was never asked for belongs to %v", c.route.remote)
+	}
+	c, sent := p.pong(due[1].id)
+	if c == nil || c.route.remote != peerB || !sent.Equal(now) {
+		t.Fatalf("pong of the second probe: candidate %v, sent %v", c, sent)
+	}
+	if c, _ := p.pong(due[1].id); c != nil {
+		t.Error("the same pong counted twice")
+	}
+	if c, _ := p.pong(0); c != nil {
+		t.Error("id 0 matches an empty slot")
+	}
+	if due, _ := p.advance(now.Add(time.Second)); len(due) != 1 || due[0].route.remote != peerA {
+		t.Errorf("an answered candidate is still probed: %+v", due)
+	}
+}
+
+func TestProberIsBounded(t *testing.T) {
+	now := time.Unix(1000, 0)
+	var p prober
+	for i := range 10 * maxCandidates {
+		p.add(sockA, netip.AddrPortFrom(peerA.Addr(), uint16(i+1)), PathDirect, 1, now)
+	}
+	if len(p.cands) != maxCandidates {
+		t.Errorf("%d candidates, want at most %d", len(p.cands), maxCandidates)
+	}
+	if c := p.add(sockA, netip.AddrPortFrom(peerA.Addr(), 1), PathDirect, 1, now); c == nil {
+		t.Error("a full prober has forgotten a candidate that it knows")
+	}
+	p.drop(sockA)
+	if len(p.cands) != 0 {
+		t.Errorf("%d candidates of a closed socket are left", len(p.cands))
+	}
+}
+
+func TestBetterRoute(t *testing.T) {
+	now := time.Unix(1000, 0)
+	mk := func(kind PathKind, heardAgo time.Duration) *route {
+		r := &route{sock: sockB, remote: peerA, kind: kind}
+		r.heard.Store(now.Add(-heardAgo).UnixNano())
+		return r
+	}
+	sent := now.Add(-50 * time.Millisecond)
+	same := mk(PathDirect, 0)
+	for _, tt := range []struct {
+		name      string
+		cur, next *route
+		want      bool
+	}{
+		{"the first one", nil, mk(PathRelay, 0), true},
+		{"itself", same, same, false},
+		{"the local network beats the detour", mk(PathDirect, 0), mk(PathLAN, 0), true},
+		{"direct beats a relay", mk(PathRelay, 0), mk(PathDirect, 0), true},
+		{"an equal one while the old one works", mk(PathDirect, 10*time.Millisecond), mk(PathDirect, 0), false},
+		{"an equal one after the peer moved", mk(PathDirect, time.Second), mk(PathDirect, 0), true},
+		{"a worse one while the old one is quiet for a moment", mk(PathLAN, time.Second), mk(PathDirect, 0), false},
+		{"a worse one after the old one died", mk(PathLAN, 7*time.Second), mk(PathDirect, 0), true},
+	} {
+		if got := betterRoute(tt.cur, tt.next, sent, now); got != tt.want {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}

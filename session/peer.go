@@ -1,0 +1,503 @@
+package session
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"omegatun/dht/key"
+	"omegatun/session/tunnel"
+)
+
+const (
+	maxQueuedPackets = 256       // packets that wait for a path, per peer
+	maxQueuedBytes   = 256 << 10 // … and their bytes
+
+	firstRetry = 250 * time.Millisecond
+	maxRetry   = 30 * time.Second
+	// crossing is how much later than an established link a handshake may have begun and still be
+	// taken for one that crossed it on the way, rather than for a peer that has restarted.
+	crossing = 2 * time.Second
+	// retireAfter is how long the link that lost to another still receives.
+	retireAfter = 10 * time.Second
+)
+
+// PeerState says how a Peer is doing.
+type PeerState uint8
+
+// The states of a Peer.
+const (
+	PeerIdle       PeerState = iota // not connected, and nobody has asked for it
+	PeerConnecting                  // being looked for, or waiting to try again
+	PeerConnected                   // a path answers
+	PeerSilent                      // the path in use has stopped answering, others are being tried
+)
+
+// String returns the word that status uses.
+func (s PeerState) String() string {
+	return [...]string{"idle", "connecting", "connected", "silent"}[s]
+}
+
+// Peer is a machine that packets go to and come from: one per remote key, however many times it connects.
+// Its methods are safe for concurrent use.
+type Peer struct {
+	host  *Host
+	key   key.Public
+	added time.Time
+
+	cur                atomic.Pointer[link] // what Send uses; nil while not connected
+	rxBytes, txBytes   atomic.Uint64        // of IP packets
+	rxPackets          atomic.Uint64
+	txPackets, txLost  atomic.Uint64
+	rejected, replayed atomic.Uint64
+
+	mu        sync.Mutex // guards the fields below; taken before link.mu
+	links     []*link    // that are up
+	wanted    bool       // keep connected
+	dialing   bool
+	cancel    context.CancelCauseFunc // of the dial in progress
+	lastErr   error
+	since     time.Time // when the state last changed
+	queue     [][]byte
+	queued    int
+	changed   chan struct{} // closed and replaced at every change of state
+	removed   bool
+	retry     chan struct{} // capacity 1: do not wait any longer before trying again
+	connected int           // how many times
+}
+
+// AddPeer lists a peer: it may open tunnels to us, and [Peer.Send] may open one to it. Adding it again
+// returns the same Peer.
+func (h *Host) AddPeer(k key.Public) (*Peer, error) {
+	if k == h.cfg.Identity.Public() {
+		return nil, errors.New("session: this is our own key")
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return nil, ErrClosed
+	}
+	if p := h.peers[k]; p != nil {
+		return p, nil
+	}
+	p := &Peer{
+		host: h, key: k, added: time.Now(), since: time.Now(),
+		changed: make(chan struct{}), retry: make(chan struct{}, 1),
+	}
+	h.peers[k] = p
+	return p, nil
+}
+
+// Peer returns the listed peer with that key, or nil.
+func (h *Host) Peer(k key.Public) *Peer {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.peers[k]
+}
+
+// Peers returns the listed peers, ordered by key.
+func (h *Host) Peers() []*Peer {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	list := make([]*Peer, 0, len(h.peers))
+	for _, p := range h.peers {
+		list = append(list, p)
+	}
+	slices.SortFunc(list, func(a, b *Peer) int { return a.key.Compare(b.key) })
+	return list
+}
+
+// RemovePeer takes the peer off the list and ends its connections.
+func (h *Host) RemovePeer(k key.Public) {
+	h.mu.Lock()
+	p := h.peers[k]
+	delete(h.peers, k)
+	h.mu.Unlock()
+	if p != nil {
+		p.remove()
+	}
+}
+
+func (p *Peer) remove() {
+	p.mu.Lock()
+	p.removed, p.wanted = true, false
+	links := slices.Clone(p.links)
+	cancel := p.cancel
+	p.queue, p.queued = nil, 0
+	p.mu.Unlock()
+	if cancel != nil {
+		cancel(ErrRemoved)
+	}
+	for _, l := range links {
+		l.goodbye(tunnel.CloseNotAllowed)
+		l.close(ErrRemoved)
+	}
+}
+
+// Key returns the peer's public key.
+func (p *Peer) Key() key.Public { return p.key }
+
+// Connect keeps the peer connected from now on: it is looked for until it is found, and again whenever the
+// connection is lost. Connect does not block.
+func (p *Peer) Connect() {
+	p.mu.Lock()
+	p.wanted = true
+	p.mu.Unlock()
+	p.dial()
+}
+
+// Disconnect ends the connection and stops looking for the peer. Packets for it, and its own calls, connect again.
+func (p *Peer) Disconnect() {
+	p.mu.Lock()
+	p.wanted = false
+	links := slices.Clone(p.links)
+	cancel := p.cancel
+	p.mu.Unlock()
+	if cancel != nil {
+		cancel(ErrNotConnected)
+	}
+	for _, l := range links {
+		l.goodbye(tunnel.CloseIdle)
+		l.close(ErrNotConnected)
+	}
+}
+
+// Send seals IP packets and sends them to the peer. The packets are not kept. Without a connection, up to
+// 256 packets wait for one that Send has started; the oldest give way. It does not block for long.
+func (p *Peer) Send(packets [][]byte) error {
+	n := 0
+	for _, b := range packets {
+		n += len(b)
+	}
+	if l := p.cur.Load(); l != nil {
+		err := l.send(packets)
+		if err == nil {
+			p.txPackets.Add(uint64(len(packets)))
+			p.txBytes.Add(uint64(n))
+			return nil
+		}
+		p.txLost.Add(uint64(len(packets)))
+		if !errors.Is(err, ErrNotConnected) {
+			l.failed(err)
+		}
+		return err
+	}
+	p.mu.Lock()
+	for _, b := range packets {
+		p.queue = append(p.queue, bytes.Clone(b))
+		p.queued += len(b)
+	}
+	for len(p.queue) > maxQueuedPackets || p.queued > maxQueuedBytes {
+		p.queued -= len(p.queue[0])
+		p.queue = p.queue[1:]
+		p.txLost.Add(1)
+	}
+	p.mu.Unlock()
+	p.dial()
+	return nil
+}
+
+// dial starts looking for the peer, unless that is going on or not needed.
+func (p *Peer) dial() {
+	p.mu.Lock()
+	if p.dialing || p.removed || p.healthyLocked() {
+		p.mu.Unlock()
+		p.hurry()
+		return
+	}
+	ctx, cancel := context.WithCancelCause(p.host.ctx)
+	p.dialing, p.cancel = true, cancel
+	p.changeLocked()
+	p.mu.Unlock()
+	p.host.wg.Go(func() {
+		defer cancel(nil)
+		p.dialUntilConnected(ctx)
+	})
+}
+
+// hurry ends the pause between two attempts.
+func (p *Peer) hurry() {
+	select {
+	case p.retry <- struct{}{}:
+	default:
+	}
+}
+
+// dialUntilConnected dials until a link is up, the peer is no longer wanted, or ctx ends.
+func (p *Peer) dialUntilConnected(ctx context.Context) {
+	h := p.host
+	wait := firstRetry
+	for {
+		select {
+		case h.dials <- struct{}{}:
+		case <-ctx.Done():
+		}
+		var err error
+		if ctx.Err() == nil {
+			_, err = h.dial(ctx, dialing{
+				local: h.cfg.Identity, remote: p.key, tunnel: true, needless: p.healthy,
+			})
+			<-h.dials
+			if err == nil { // linkUp has given the link to the peer
+				p.dialEnded(nil)
+				return
+			}
+		}
+		p.mu.Lock()
+		done := ctx.Err() != nil || p.healthyLocked() || p.removed
+		giveUp := !p.wanted && wait >= 8*time.Second
+		if !done {
+			p.lastErr = err
+		}
+		if giveUp {
+			p.queue, p.queued = nil, 0
+		}
+		p.mu.Unlock()
+		if done || giveUp {
+			p.dialEnded(err)
+			return
+		}
+		h.event(PeerEvent{Peer: p, Err: err})
+		pause := wait/2 + rand.N(wait)
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-p.retry:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+		wait = min(2*wait, maxRetry)
+	}
+}
+
+// dialEnded notes that nobody is dialling any more. Whoever asked meanwhile asks again.
+func (p *Peer) dialEnded(err error) {
+	p.mu.Lock()
+	p.dialing, p.cancel = false, nil
+	again := p.wanted && err != nil && !p.removed && !p.healthyLocked() && p.host.ctx.Err() == nil
+	p.changeLocked()
+	p.mu.Unlock()
+	if again {
+		p.dial()
+	}
+}
+
+// healthy reports whether the peer has a connection that works.
+func (p *Peer) healthy() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.healthyLocked()
+}
+
+func (p *Peer) healthyLocked() bool {
+	return slices.ContainsFunc(p.links, (*link).healthy)
+}
+
+// changeLocked wakes those who wait for a change of state. p.mu is held.
+func (p *Peer) changeLocked() {
+	p.since = time.Now()
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+// linkUp takes over a link that has just come up, and sends what was waiting for it.
+func (p *Peer) linkUp(l *link) {
+	p.mu.Lock()
+	if p.removed {
+		p.mu.Unlock()
+		l.close(ErrRemoved)
+		return
+	}
+	p.links = append(p.links, l)
+	p.chooseLocked(time.Now())
+	queue := p.queue
+	p.queue, p.queued = nil, 0
+	p.lastErr = nil
+	p.connected++
+	p.changeLocked()
+	p.mu.Unlock()
+
+	for len(queue) > 0 {
+		n := min(len(queue), 64)
+		_ = p.Send(queue[:n]) // lost like any packet
+		queue = queue[n:]
+	}
+	p.host.event(PeerEvent{Peer: p, Connected: true, Path: l.cur.Load().path(), After: time.Since(l.began)})
+}
+
+var errSuperseded = errors.New("session: the peer has connected to us meanwhile")
+
+// linkClosed forgets a link.
+func (p *Peer) linkClosed(l *link) {
+	p.mu.Lock()
+	i := slices.Index(p.links, l)
+	if i < 0 {
+		p.mu.Unlock()
+		return
+	}
+	p.links = slices.Delete(p.links, i, i+1)
+	p.chooseLocked(time.Now())
+	wanted := p.wanted && !p.removed
+	last := len(p.links) == 0
+	p.changeLocked()
+	p.mu.Unlock()
+	if last && p.host.ctx.Err() == nil {
+		p.host.event(PeerEvent{Peer: p, Err: l.cause()})
+	}
+	if wanted && p.host.ctx.Err() == nil {
+		p.dial()
+	}
+}
+
+// chooseLocked picks the link to send on. p.mu is held.
+//
+// The newest link wins, because a peer that restarted knows nothing of the older ones. But when both sides
+// dialled at once both links are new, and each side must pick the same: the one whose initiator has the
+// lower public key.
+func (p *Peer) chooseLocked(now time.Time) {
+	var best *link
+	for _, l := range p.links {
+		if best == nil || p.replaces(l, best) {
+			best = l
+		}
+	}
+	p.cur.Store(best)
+	for _, l := range p.links {
+		l.mu.Lock()
+		switch {
+		case l == best:
+			l.retireAt = time.Time{}
+		case l.retireAt.IsZero():
+			l.retireAt = now.Add(retireAfter)
+		}
+		l.mu.Unlock()
+	}
+}
+
+// replaces reports whether l should be used rather than o.
+func (p *Peer) replaces(l, o *link) bool {
+	lh, oh := l.healthy(), o.healthy()
+	if lh != oh {
+		return lh
+	}
+	older, newer := o, l
+	if l.openedAt().Before(o.openedAt()) {
+		older, newer = l, o
+	}
+	if l.initiator != o.initiator && newer.began.Before(older.openedAt().Add(crossing)) {
+		ours := p.host.cfg.Identity.Public().Compare(p.key) < 0 // our own dial wins
+		return l.initiator == ours
+	}
+	return l == newer
+}
+
+// Pong is the answer to an authenticated ping through the tunnel.
+type Pong struct {
+	RTT  time.Duration
+	Path Path
+}
+
+// Ping sends one authenticated ping on the path in use and waits for the answer. Without a connection it
+// starts one and waits for it. It ends with ctx.
+func (p *Peer) Ping(ctx context.Context) (Pong, error) {
+	if err := p.Wait(ctx); err != nil {
+		return Pong{}, err
+	}
+	l := p.cur.Load()
+	if l == nil {
+		return Pong{}, ErrNotConnected
+	}
+	return l.pingWait(ctx)
+}
+
+// Wait connects if need be and returns once the peer is connected, or with ctx's cause, joined with the
+// reason why the last attempt failed.
+func (p *Peer) Wait(ctx context.Context) error {
+	for first := true; ; first = false {
+		p.mu.Lock()
+		changed, err, removed := p.changed, p.lastErr, p.removed
+		p.mu.Unlock()
+		switch {
+		case p.cur.Load() != nil:
+			return nil
+		case removed:
+			return ErrRemoved
+		case first:
+			p.dial()
+			continue
+		}
+		select {
+		case <-changed:
+		case <-p.host.ctx.Done():
+			return ErrClosed
+		case <-ctx.Done():
+			return errors.Join(context.Cause(ctx), err)
+		}
+	}
+}
+
+// PeerStatus is a snapshot of a Peer.
+type PeerStatus struct {
+	Key       key.Public
+	State     PeerState
+	Since     time.Time
+	Path      Path          // in use; the zero value while not connected
+	RTT       time.Duration // of the path in use; 0 while not measured
+	LastAuth  time.Time     // last authentic datagram; zero: never
+	Initiator bool          // we opened the connection in use
+	Suite     string        // cipher suite of the connection in use
+	RxBytes   uint64        // of IP packets
+	TxBytes   uint64
+	RxPackets uint64
+	TxPackets uint64
+	TxLost    uint64 // not sent: no path, or the queue was full
+	Rejected  uint64 // datagrams that failed authentication
+	Replayed  uint64 // datagrams that had been received before, or too long ago
+	Err       error  // why the last attempt to connect failed; nil once connected
+}
+
+// Status returns a snapshot.
+func (p *Peer) Status() PeerStatus {
+	s := PeerStatus{
+		Key:     p.key,
+		RxBytes: p.rxBytes.Load(), TxBytes: p.txBytes.Load(),
+		RxPackets: p.rxPackets.Load(), TxPackets: p.txPackets.Load(), TxLost: p.txLost.Load(),
+		Rejected: p.rejected.Load(), Replayed: p.replayed.Load(),
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.Since, s.Err = p.since, p.lastErr
+	l := p.cur.Load()
+	if l == nil {
+		if p.dialing {
+			s.State = PeerConnecting
+		}
+		return s
+	}
+	s.State = PeerConnected
+	if !l.healthy() {
+		s.State = PeerSilent
+	}
+	s.Initiator, s.Suite = l.initiator, l.suite()
+	if ns := l.heard.Load(); ns != 0 {
+		s.LastAuth = time.Unix(0, ns)
+	}
+	if r := l.cur.Load(); r != nil {
+		s.Path, s.RTT = r.path(), time.Duration(r.rtt.Load())
+	}
+	return s
+}
+
+// PeerEvent tells of a change of a Peer.
+type PeerEvent struct {
+	Peer      *Peer
+	Connected bool
+	Path      Path          // when connected
+	After     time.Duration // since the handshake began, when connected
+	Err       error         // when not: why
+}
