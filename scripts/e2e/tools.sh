@@ -46,6 +46,12 @@ as_invoker() {
   fi
 }
 
+# make_work NAME: make a temporary folder, $work. Not in /run: namespaces have a /run of their own.
+make_work() {
+  case ${TMPDIR:=/tmp} in /run | /run/* | /var/run/*) TMPDIR=/tmp ;; esac
+  work=$(mktemp -d "$TMPDIR/omegatun-$1.XXXXXX")
+}
+
 # build DIR PACKAGE…: compile commands into DIR.
 build() {
   local dir=$1
@@ -62,7 +68,7 @@ run_tests() {
   shift
   need ip:iproute2 nft:nftables
   find_go
-  work=$(mktemp -d "${TMPDIR:-/tmp}/omegatun-test.XXXXXX")
+  make_work test
   trap 'rm -rf "$work"' EXIT
   if [[ -n ${OMEGATUN_BIN:-} ]]; then
     OMEGATUN_BIN=$(realpath "$OMEGATUN_BIN")

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -24,6 +25,7 @@ func main() {
 
 func run() int {
 	bin := flag.String("omegatun", "", "the omegatun `command` to show")
+	discard := flag.String("discard", "", "`folder` with the commands, removed once they are loaded")
 	shell := flag.Bool("shell", false, "open a shell on host a at the end")
 	verbose := flag.Bool("v", false, "print the commands that build the network and run in it")
 	flag.Parse()
@@ -35,6 +37,13 @@ func run() int {
 	if err := netlab.Enter(); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		return 1
+	}
+	if *discard != "" {
+		var err error
+		if *bin, err = adopt(*bin, *discard); err != nil {
+			fmt.Fprintln(os.Stderr, "demo:", err)
+			return 1
+		}
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
@@ -50,4 +59,15 @@ func run() int {
 	}
 	d.failed(err)
 	return 1
+}
+
+// adopt copies the command into the sandbox, and removes the folder it came from, so that even a killed demo leaves
+// nothing behind. It returns the path of the copy.
+func adopt(bin, folder string) (string, error) {
+	b, err := os.ReadFile(bin)
+	if err != nil {
+		return "", err
+	}
+	path := "/run/" + filepath.Base(bin)
+	return path, errors.Join(os.WriteFile(path, b, 0o755), os.RemoveAll(folder))
 }

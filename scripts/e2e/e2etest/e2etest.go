@@ -95,6 +95,12 @@ func processes(t testing.TB) map[string]string {
 	return all
 }
 
+// Processes returns how many processes are in the sandbox, the test itself included.
+func Processes(t testing.TB) int {
+	t.Helper()
+	return len(processes(t))
+}
+
 // PublicAddrs returns n addresses for DHT nodes on the internet.
 func PublicAddrs(t testing.TB, l *netlab.Lab, n int) []netip.AddrPort {
 	t.Helper()
