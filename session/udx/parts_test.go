@@ -1,0 +1,335 @@
+package udx
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+)
+
+func TestRangesetAgainstAMap(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	for round := range 200 {
+		base := seq(rng.Uint32())
+		if round%4 == 0 {
+			base = ^seq(19) // across the wrap
+		}
+		var set rangeset
+		model := map[seq]bool{}
+		for range 60 {
+			start := base + seq(rng.IntN(100))
+			switch rng.IntN(4) {
+			case 0, 1, 2:
+				end := start + seq(rng.IntN(6))
+				set.add(start, end)
+				for q := start; q != end; q++ {
+					model[q] = true
+				}
+			case 3:
+				start = base + seq(rng.IntN(20))
+				set.removeBefore(start)
+				for q := range model {
+					if q.before(start) {
+						delete(model, q)
+					}
+				}
+			}
+			for i, r := range set {
+				if !r.start.before(r.end) || i > 0 && !set[i-1].end.before(r.start) {
+					t.Fatalf("%v is not in order", set)
+				}
+			}
+			for q := base; q != base+110; q++ {
+				if set.contains(q) != model[q] {
+					t.Fatalf("%v contains %d: %v", set, q, !model[q])
+				}
+			}
+			a, b := base+seq(rng.IntN(50)), base+seq(50+rng.IntN(60))
+			missing := map[seq]bool{}
+			for _, g := range set.appendMissing(nil, a, b) {
+				for q := g.start; q != g.end; q++ {
+					missing[q] = true
+				}
+			}
+			for q := a; q != b; q++ {
+				if missing[q] == model[q] {
+					t.Fatalf("%v, missing from %d to %d: %v", set, a, b, missing)
+				}
+			}
+		}
+	}
+}
+
+func TestSeqWraps(t *testing.T) {
+	for _, c := range []struct {
+		a, b   seq
+		before bool
+	}{{0, 1, true}, {1, 0, false}, {5, 5, false}, {^seq(0), 0, true}, {0, ^seq(0), false}, {1 << 30, 1 << 31, true}} {
+		if got := c.a.before(c.b); got != c.before {
+			t.Errorf("%d before %d: %v", c.a, c.b, got)
+		}
+	}
+}
+
+func TestWindowedBestIsNeverBetterThanTheWindow(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	const width = 50
+	var f windowedBest[int]
+	type sample struct {
+		at int64
+		v  int
+	}
+	var all []sample
+	at := int64(0)
+	for range 5000 {
+		at += rng.Int64N(10)
+		v := rng.IntN(1000)
+		all = append(all, sample{at, v})
+		f.update(width, at, v, atLeast)
+		best, recent := 0, 0
+		for _, s := range all {
+			if at-s.at <= width {
+				best = max(best, s.v)
+			}
+			if at-s.at <= width/4 {
+				recent = max(recent, s.v)
+			}
+		}
+		if got := f.get(); got > best || got < recent {
+			t.Fatalf("at %d: best %d, want between %d and %d", at, got, recent, best)
+		}
+	}
+}
+
+func TestRTO(t *testing.T) {
+	var r rttEstimator
+	if got := r.rto(); got != time.Second {
+		t.Errorf("without a sample: %v", got)
+	}
+	r.sample(1, 100*time.Millisecond)
+	if r.smoothed != 100*time.Millisecond || r.variance != 50*time.Millisecond || r.rto() != rtoMin {
+		t.Errorf("after a sample: %+v, rto %v", r, r.rto())
+	}
+	r.sample(2, 200*time.Millisecond)
+	if r.variance != 62500*time.Microsecond || r.smoothed != 112500*time.Microsecond {
+		t.Errorf("after two samples: %v, %v", r.smoothed, r.variance)
+	}
+	r.sample(3, time.Minute) // a machine that slept
+	if r.smoothed > time.Second {
+		t.Errorf("an outlier moved the estimate to %v", r.smoothed)
+	}
+	if got := r.min(); got != 100*time.Millisecond {
+		t.Errorf("shortest %v", got)
+	}
+}
+
+func TestPacerKeepsTheRate(t *testing.T) {
+	p := pacer{}
+	now := instant(1)
+	p.setRate(now, 10e6)
+	sent := 0
+	for now < instant(time.Second) {
+		for p.ready(now) {
+			p.sent(1500)
+			sent += 1500
+		}
+		next := p.next(now)
+		if next <= now {
+			t.Fatalf("wait of %v", next.sub(now))
+		}
+		now = next
+	}
+	if sent < 9.9e6 || sent > 10.1e6+pacerInitial {
+		t.Errorf("%d bytes in a second, want 10,000,000", sent)
+	}
+	now = now.add(time.Minute) // unused time is not saved up
+	sent = 0
+	for p.ready(now) {
+		p.sent(1500)
+		sent += 1500
+	}
+	if sent > 10e6*4/1000+1500 {
+		t.Errorf("a burst of %d bytes", sent)
+	}
+}
+
+func TestMTUSearch(t *testing.T) {
+	for path := minMTU; path <= maxMTU; path++ {
+		var m mtuSearch
+		m.reset()
+		if _, ok := m.padding(1, m.size); ok {
+			t.Fatal("probed before anything arrived")
+		}
+		m.works()
+		probes := 0
+		for {
+			pad, ok := m.padding(1, m.size)
+			if !ok {
+				break
+			}
+			if probes++; pad > maxExtension || probes > 100 {
+				t.Fatalf("path of %d: probe %d with %d bytes of padding", path, probes, pad)
+			}
+			if size := m.size + pad; size <= path {
+				m.carried(1, size)
+			} else {
+				m.lost(1, size, false)
+			}
+		}
+		if m.size > path || m.size <= path-mtuStep || path == maxMTU && probes != 2 {
+			t.Errorf("path of %d: found %d with %d probes", path, m.size, probes)
+		}
+		if _, ok := m.padding(instant(mtuAgain)+1, m.size); ok != (m.size < maxMTU) {
+			t.Errorf("path of %d: probes again after %v: %v", path, mtuAgain, ok)
+		}
+	}
+}
+
+func TestRack(t *testing.T) {
+	var rtts rttEstimator
+	rtts.sample(1, 100*time.Millisecond)
+	ms := func(n int) instant { return instant(n) * instant(time.Millisecond) }
+	var r rack
+	sent := func(q seq, at int) *packet { return &packet{seq: q, sentAt: ms(at), sends: 1, n: 1} }
+	first, second, third := sent(0, 10), sent(1, 20), sent(2, 30)
+	r.arrived(ms(120), second, &rtts, false)
+	if lost, wait := r.lost(ms(120), third, 0); lost || wait != 0 {
+		t.Errorf("a packet sent later: %v, %v", lost, wait)
+	}
+	window := r.window(&rtts, false)
+	if window != 25*time.Millisecond {
+		t.Errorf("reorder window %v, want a quarter of a round trip", window)
+	}
+	if lost, wait := r.lost(ms(120), first, window); lost || wait != 15*time.Millisecond {
+		t.Errorf("a packet sent earlier: %v, %v, want to wait 15ms", lost, wait)
+	}
+	if lost, _ := r.lost(ms(135), first, window); !lost {
+		t.Error("a packet sent earlier is not lost after the window")
+	}
+	if got := r.window(&rtts, true); got != 0 {
+		t.Errorf("reorder window in a hurry: %v", got)
+	}
+	r.arrived(ms(136), first, &rtts, true) // it was late
+	if got := r.window(&rtts, true); got != 50*time.Millisecond || !r.reordering {
+		t.Errorf("reorder window after a mistake: %v", got)
+	}
+	for range reorderRounds {
+		r.recovered()
+	}
+	if got := r.window(&rtts, true); got != 25*time.Millisecond {
+		t.Errorf("reorder window long after a mistake: %v", got)
+	}
+}
+
+func TestAcks(t *testing.T) {
+	var a acks
+	now := instant(5)
+	a.received(now, false)
+	if a.ready(now) || a.due != now.add(ackDelay) {
+		t.Errorf("one packet in order: %+v", a)
+	}
+	if !a.ready(now.add(ackDelay)) {
+		t.Error("not ready after the delay")
+	}
+	a.received(now, false)
+	if !a.ready(now) {
+		t.Error("two packets at the start of a stream wait")
+	}
+	a.sent()
+	for range ackStart {
+		a.received(now, false)
+	}
+	a.sent()
+	for i := range ackEvery {
+		if a.ready(now) {
+			t.Fatalf("ready after %d packets", i)
+		}
+		a.received(now, false)
+	}
+	if !a.ready(now) {
+		t.Errorf("not ready after %d packets", ackEvery)
+	}
+	a.sent()
+	a.received(now, true)
+	if !a.ready(now) {
+		t.Error("a packet out of order waits")
+	}
+}
+
+func TestReadBuffer(t *testing.T) {
+	rng := rand.New(rand.NewPCG(5, 6))
+	var r readBuffer
+	var in, out []byte
+	for range 3000 {
+		if rng.IntN(3) > 0 {
+			b := make([]byte, rng.IntN(3000))
+			for i := range b {
+				b[i] = byte(rng.Uint32())
+			}
+			in = append(in, b...)
+			r.add(b)
+		} else if b := r.take(); b != nil {
+			out = append(out, b...)
+			recycleBlock(b)
+		}
+		if r.len != len(in)-len(out) {
+			t.Fatalf("len %d, want %d", r.len, len(in)-len(out))
+		}
+	}
+	for b := r.take(); b != nil; b = r.take() {
+		out = append(out, b...)
+	}
+	if !bytes.Equal(in, out) {
+		t.Errorf("%d bytes in, %d bytes out, or others", len(in), len(out))
+	}
+}
+
+func TestBlocksTakeTurns(t *testing.T) {
+	a := assembly{limit: 4 << 20}
+	for q := seq(2); q < 402; q += 2 {
+		a.add(q, FlagData, []byte("x"))
+	}
+	seen := map[seqRange]bool{}
+	for i := range 8 {
+		b := a.appendBlocks(nil)
+		if len(b) > maxSACKs || !slices.Contains(b, seqRange{400, 401}) || b[0] != (seqRange{2, 3}) {
+			t.Errorf("list %d: %v", i, b)
+		}
+		for j, r := range b {
+			seen[r] = true
+			if j > 0 && !b[j-1].end.before(r.start) {
+				t.Errorf("list %d is not ascending: %v", i, b)
+			}
+		}
+	}
+	if len(seen) != 200 {
+		t.Errorf("%d of 200 blocks reported", len(seen))
+	}
+}
+
+func TestRateSample(t *testing.T) {
+	// Ten packets of 1,000 bytes cost, a millisecond apart, each acknowledged 20 ms later: a megabyte a second.
+	var s sampler
+	ms := func(n int) instant { return instant(n+1) * instant(time.Millisecond) }
+	var flight []*packet
+	inFlight := 0
+	var last rateSample
+	for at := range 200 {
+		now := ms(at)
+		if at >= 20 {
+			p := flight[0]
+			flight = flight[1:]
+			inFlight -= p.cost()
+			s.arrived(now, p)
+			last = s.sample(now, time.Millisecond)
+		}
+		p := &packet{seq: seq(at), n: 1000 - packetCost, sentAt: now}
+		s.sent(now, p, inFlight)
+		flight = append(flight, p)
+		inFlight += p.cost()
+	}
+	if last.bandwidth < .95e6 || last.bandwidth > 1.05e6 || last.appLimited {
+		t.Errorf("%+v, want 1,000,000 bytes per second", last)
+	}
+}
