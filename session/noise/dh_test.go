@@ -75,6 +75,20 @@ func TestDHRefusesUnusableKeys(t *testing.T) {
 	}
 }
 
+// An encoding of y that is not reduced modulo p = 2^255 - 19 exists for y up to 18. (No point of prime order has
+// such a y, so the check of the order refuses them too.)
+func TestDHRefusesEncodingsThatAreNotReduced(t *testing.T) {
+	for y := range byte(19) {
+		for _, sign := range []byte{0, 0x80} {
+			encoded := bytes.Repeat([]byte{0xff}, keySize)
+			encoded[0], encoded[31] = 0xed+y, 0x7f|sign
+			if p, err := decodePoint(encoded); !errors.Is(err, ErrKey) {
+				t.Errorf("decodePoint(%x): %v, %v, want ErrKey", encoded, p, err)
+			}
+		}
+	}
+}
+
 func TestDHRemembersOnlyWhatItChecked(t *testing.T) {
 	d := new(dh)
 	var keys [][]byte

@@ -151,8 +151,9 @@ func full() Payload {
 		Version: 1, Error: ErrorTryLater, Firewall: 2,
 		Holepunch:  &HolepunchInfo{ID: 300, Relays: []RelayPair{{Relay: a4, Peer: b4}, {Relay: b4, Peer: a4}}},
 		Addresses4: []netip.AddrPort{a4}, Addresses6: []netip.AddrPort{netip.MustParseAddrPort("[2001:db8::1]:11")},
-		UDX:          &UDXInfo{Version: 1, Reusable: true, ID: 1<<32 - 1, Seq: 7},
-		SecretStream: &SecretStreamInfo{Version: 1}, RelayThrough: &RelayThrough{Version: 1, Relay: key.Public{9}, Token: [32]byte{8}},
+		UDX:            &UDXInfo{Version: 1, Reusable: true, ID: 1<<32 - 1, Seq: 7},
+		SecretStream:   &SecretStreamInfo{Version: 1},
+		RelayThrough:   &RelayThrough{Version: 1, Relay: key.Public{9}, Token: [32]byte{8}},
 		RelayAddresses: []netip.AddrPort{b4, a4},
 	}
 }
