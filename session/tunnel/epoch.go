@@ -108,8 +108,8 @@ func (e *Epoch) Params() Params { return e.params }
 // Suite returns the cipher in use.
 func (e *Epoch) Suite() Suites { return e.params.Suite }
 
-// Confirmed reports whether the peer is known to hold the keys, so that [Epoch.Seal] takes packets. It is true from the
-// start at the initiator, to whom the handshake has proved it.
+// Confirmed reports whether the peer is known to hold the keys, so that [Epoch.Seal] takes packets. It is true from
+// the start at the initiator, to whom the handshake has proved it.
 func (e *Epoch) Confirmed() bool { return e.confirmed.Load() }
 
 // String describes the epoch, without its keys.
@@ -135,8 +135,7 @@ func (e *Epoch) nonce(nonce *[nonceSize]byte, counter uint64) {
 // behind the end of dst; otherwise Seal panics. Empty plaintexts may be sealed, but peers drop them.
 //
 // Counters are handed out in the order of the calls. The error is [ErrUnconfirmed] (of anything but a control
-// datagram, at a responder that has not heard its peer), [ErrExhausted] or
-// [ErrClosed]; dst is then as it was.
+// datagram, at a responder that has not heard its peer), [ErrExhausted] or [ErrClosed]; dst is then as it was.
 func (e *Epoch) Seal(dst, plaintext []byte) ([]byte, error) {
 	if !e.confirmed.Load() && ContentOf(plaintext) != ContentControl {
 		return nil, ErrUnconfirmed

@@ -90,8 +90,10 @@ func TestNegotiate(t *testing.T) {
 		{"suites of a later version", Offer{Suites: both}, Offer{Suites: 0xfd}, chacha, 0},
 		{"nothing said here", Offer{}, Offer{Suites: both}, chacha, 0},
 		{
-			"features both have", Offer{Suites: both, Features: 3},
-			Offer{Suites: both, Features: FeaturePostQuantum | 1<<20}, AES256GCM, FeaturePostQuantum,
+			"features both have",
+			Offer{Suites: both, Features: 3},
+			Offer{Suites: both, Features: FeaturePostQuantum | 1<<20},
+			AES256GCM, FeaturePostQuantum,
 		},
 	} {
 		row.local.Index, row.remote.Index = 11, 22
