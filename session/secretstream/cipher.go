@@ -7,7 +7,7 @@ import (
 
 	"golang.org/x/crypto/chacha20"
 	"golang.org/x/crypto/chacha20poly1305"
-	"golang.org/x/crypto/poly1305" //nolint:staticcheck // deprecated in favour of AEADs; this construction needs the bare MAC
+	"golang.org/x/crypto/poly1305" //nolint:staticcheck // deprecated for AEADs, but libsodium's format needs it bare
 )
 
 const (
@@ -92,8 +92,8 @@ func (s *state) authenticate(oneTimeKey, b []byte) []byte {
 	return p.Sum(s.mac[:0])
 }
 
-// seal seals the message in buf[at+1 : at+1+length]: it writes the encrypted tag to buf[at], the ciphertext over the message and
-// the MAC behind it. It keeps the bytes in front of at, which are at least headroom many.
+// seal seals the message in buf[at+1 : at+1+length]: it writes the encrypted tag to buf[at], the ciphertext over the
+// message and the MAC behind it. It keeps the bytes in front of at, which are at least headroom many.
 func (s *state) seal(buf []byte, at, length int, tag byte) {
 	var kept [headroom]byte
 	front := at - headroom
@@ -111,8 +111,9 @@ func (s *state) seal(buf []byte, at, length int, tag byte) {
 	s.advance(mac, tag)
 }
 
-// open opens the body buf[at:end], at least overhead bytes, in place: the message is then buf[at+1 : end-macSize]. The headroom bytes
-// in front of at are lost. It reports whether the message is authentic; the state has changed only then.
+// open opens the body buf[at:end], at least overhead bytes, in place: the message is then buf[at+1 : end-macSize].
+// The headroom bytes in front of at are lost. It reports whether the message is authentic; the state has changed
+// only then.
 func (s *state) open(buf []byte, at, end int) bool {
 	front := at - headroom
 	length := end - at - overhead

@@ -192,7 +192,7 @@ func TestExchangeIsTheReferences(t *testing.T) {
 					t.Errorf("ReadMessage: %x, %v, want %x", got, err, []byte(want))
 				}
 			}
-			if got, err := c.ReadMessage(); err != io.EOF {
+			if got, err := c.ReadMessage(); !errors.Is(err, io.EOF) {
 				t.Errorf("ReadMessage at the end: %x, %v, want EOF", got, err)
 			}
 		})
@@ -217,7 +217,7 @@ func TestMessagesKeepTheirBoundaries(t *testing.T) {
 			t.Fatalf("message %d of %d bytes: %d bytes, %v", i, len(want), len(got), err)
 		}
 	}
-	if m, err := b.ReadMessage(); err != io.EOF {
+	if m, err := b.ReadMessage(); !errors.Is(err, io.EOF) {
 		t.Errorf("after the last: %x, %v, want EOF", m, err)
 	}
 }
@@ -330,7 +330,7 @@ func TestBrokenStreamsAreRefused(t *testing.T) {
 		{"nothing", nil, io.ErrUnexpectedEOF, false},
 		{"half a length", good[:2], io.ErrUnexpectedEOF, false},
 		{"half a first frame", good[:20], io.ErrUnexpectedEOF, false},
-		{"a first frame and the end", first, io.EOF, false},
+		{"a first frame and the end", first, nil, false},
 		{"half a message", good[:len(good)-1], io.ErrUnexpectedEOF, false},
 		{"a shorter first frame", append(frame(idFrame-1), good[lengthSize:]...), ErrHeader, true},
 		{"a longer first frame", append(frame(idFrame+1), good[lengthSize:]...), ErrHeader, true},
@@ -351,10 +351,7 @@ func TestBrokenStreamsAreRefused(t *testing.T) {
 			raw := newFixed(bytes.NewReader(row.in))
 			c := New(raw, cfg)
 			defer c.Close()
-			got, err := io.ReadAll(c)
-			if row.want == io.EOF {
-				row.want = nil // to ReadAll
-			}
+			got, err := io.ReadAll(c) // which reports no error at io.EOF
 			if !errors.Is(err, row.want) {
 				t.Errorf("ReadAll: %q, %v, want %v", got, err, row.want)
 			}
@@ -424,7 +421,7 @@ func TestLongBuffersAreNotKept(t *testing.T) {
 		}
 	}
 	readBuffer := cap(b.reader.buf)
-	if _, err := b.ReadMessage(); err != io.EOF {
+	if _, err := b.ReadMessage(); !errors.Is(err, io.EOF) {
 		t.Errorf("ReadMessage: %v, want EOF", err)
 	}
 	a.writer.mu.Lock()
@@ -594,6 +591,40 @@ func TestCloseEndsEverything(t *testing.T) {
 		}
 		time.Sleep(time.Minute) // a timer left over would fire
 	})
+}
+
+// A keepalive that is about to arm its timer again may be overtaken by Close.
+func TestTheTimerIsNotArmedAfterClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		raw := newFixed(nil)
+		closes := 0
+		cfg, _ := configs()
+		cfg.KeepAlive = time.Second
+		c := New(&closing{Raw: raw, closed: func() { closes++ }}, cfg)
+		for range 2 {
+			if err := c.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+		c.arm(time.Second)
+		if c.pulse.timer.Stop() {
+			t.Error("the timer was armed")
+		}
+		if closes != 1 {
+			t.Errorf("the transport was closed %d times", closes)
+		}
+	})
+}
+
+// closing tells when the transport is closed.
+type closing struct {
+	Raw
+	closed func()
+}
+
+func (c *closing) Close() error {
+	c.closed()
+	return c.Raw.Close()
 }
 
 func TestTimeoutsLeaveTheStreamUsable(t *testing.T) {

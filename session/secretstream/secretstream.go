@@ -206,7 +206,7 @@ func (c *Conn) fail(err error) {
 		r.Reset(err)
 		return
 	}
-	c.raw.Close() //nolint:errcheck // err is what matters
+	c.raw.Close() // err is what matters
 }
 
 // arm starts the keepalive timer.
