@@ -221,15 +221,19 @@ func TestSurvey(t *testing.T) {
 	}
 }
 
-func TestSurveyEndsWhenAllHaveFailed(t *testing.T) {
+func TestSurveyAsksSilentNodesAgain(t *testing.T) {
 	now := time.Unix(1000, 0)
 	s := newSurvey(now, false, nodeList(3))
-	ping, _ := s.advance(now)
-	for range ping {
-		s.miss()
+	asked := 0
+	for range 10 {
+		ping, _ := s.advance(now)
+		asked += len(ping)
+		for _, by := range ping {
+			s.miss(by)
+		}
 	}
-	if s.advance(now); !s.done || s.firewall != dht.FirewallUnknown {
-		t.Errorf("done %v, %v", s.done, s.firewall)
+	if !s.done || s.firewall != dht.FirewallUnknown || asked != surveyLimit {
+		t.Errorf("done %v after %d pings, %v", s.done, asked, s.firewall)
 	}
 }
 

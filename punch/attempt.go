@@ -201,7 +201,7 @@ func (a *attempt) ping(to netip.AddrPort) {
 	pong, err := a.node.Ping(a.ctx, a.main, to, 0)
 	a.post(func(time.Time) {
 		if err != nil {
-			a.m.local().miss()
+			a.m.local().miss(to)
 			return
 		}
 		a.m.local().pong(pong.To, to)

@@ -10,13 +10,13 @@ import (
 )
 
 const (
-	maxMessages = 12               // of one state, each with the DHT's own retries
+	maxMessages = 20               // of one state, each with the DHT's own retries
 	talkTime    = 25 * time.Second // after which a client that still negotiates gives up
 	firstHedge  = 400 * time.Millisecond
 	nextHedge   = 1200 * time.Millisecond
 
 	unknownPause = 300 * time.Millisecond // before a server that does not know its NAT is asked again
-	maxUnknown   = 3
+	maxUnknown   = 5
 
 	busyPause = 500 * time.Millisecond // before the limit is tried again
 	busyTime  = 8 * time.Second        // the server waits 10 s
@@ -263,6 +263,8 @@ func (c *client) decide(now time.Time) (wake time.Time) {
 	}
 	s := strategyFor(c.survey.firewall, c.remote.firewall)
 	switch {
+	case c.survey.again(now):
+		return now
 	case c.survey.firewall == dht.FirewallUnknown:
 		c.abort(now, ErrLocalUnknown)
 		return time.Time{}

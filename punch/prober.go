@@ -59,6 +59,10 @@ const (
 	slowPace     = 20 * time.Millisecond
 	firstGuess   = 1000 // lowest port tried; NATs hardly use lower ones
 	guesses      = 1<<16 - firstGuess
+	// guessStride visits each port once, as it has no common factor with guesses. It is the golden section of them, so
+	// that at any time the ports tried lie evenly: a router that counts its ports up gives the peer's 256 sockets
+	// neighbouring ones, and one of these is met within 500 tries.
+	guessStride = 39883
 
 	spreadSockets = 256
 	spreadOpen    = 64 // sockets opened at a time, so that the loop does not stop for long
@@ -134,10 +138,10 @@ type prober struct {
 	socks    []Socket // spread: those that are open
 	opening  int      // sockets asked for and not opened yet
 	closed   bool     // no further socket could be opened
+	rested   bool     // the pause after opening is over
 	sent     int
 	next     time.Time
 	guess    int
-	stride   int
 	finished bool
 }
 
@@ -151,21 +155,7 @@ func newGuesser(now time.Time, r *rand.Rand, s strategy, sock Socket, target net
 	return prober{
 		rand: r, main: sock, strategy: s, start: now, next: now, targets: []netip.AddrPort{target},
 		socks: []Socket{sock},
-		// A stride without common factor with the number of ports visits each once, in no obvious order.
-		guess: r.IntN(guesses), stride: coprime(r.IntN(guesses), guesses),
-	}
-}
-
-// coprime returns the first number from n on that has no common factor with m.
-func coprime(n, m int) int {
-	for n = max(n, 1); ; n++ {
-		a, b := n, m
-		for b != 0 {
-			a, b = b, a%b
-		}
-		if a == 1 {
-			return n
-		}
+		guess: r.IntN(guesses),
 	}
 }
 
@@ -221,7 +211,7 @@ func (p *prober) search(now time.Time) (send []probe, wake time.Time) {
 			return send, time.Time{}
 		}
 		port := uint16(firstGuess + p.guess)
-		p.guess = (p.guess + p.stride) % guesses
+		p.guess = (p.guess + guessStride) % guesses
 		send = append(send, probe{p.main, netip.AddrPortFrom(p.targets[0].Addr(), port), normalTTL})
 		p.sent++
 		pace := slowPace
@@ -241,13 +231,13 @@ func (p *prober) spread(now time.Time) (send []probe, open int, wake time.Time) 
 		case p.sent < len(p.socks): // a new socket: let it open the NAT
 			send = append(send, probe{p.socks[p.sent], p.targets[0], lowTTL})
 			p.sent++
-			if p.sent == len(p.socks) && (p.closed || p.sent == spreadSockets) {
-				p.next = p.next.Add(spreadPause)
-			}
 		case len(p.socks) < spreadSockets && !p.closed:
 			p.opening = min(spreadOpen, spreadSockets-len(p.socks))
 			p.next = p.next.Add(spreadStep)
 			return send, p.opening, time.Time{}
+		case !p.rested:
+			p.rested = true
+			p.next = p.next.Add(spreadPause)
 		case p.sent >= len(p.socks)+spreadProbes:
 			p.finished = true
 			return send, 0, time.Time{}

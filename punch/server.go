@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	askedTime     = 10 * time.Second       // a client that has not begun to punch by then will not
+	askedTime     = 20 * time.Second       // without a message; a client in a network with heavy loss takes that long
 	laterTime     = 30 * time.Second       // the same, for one that was told to try later
 	answerTime    = 900 * time.Millisecond // a client repeats a message after a second; answer what is known by then
 	maxUnanswered = 16
@@ -21,7 +21,7 @@ const (
 // serverState is where the side that was connected to stands.
 //
 //	waiting ──asked to punch──▶ punching ──probes used up──▶ failed
-//	   └─────10 s, refusal, abort───────────────────────────────▶ failed
+//	   └─────20 s, refusal, abort───────────────────────────────▶ failed
 //
 // Every probe is answered with a probe in all of them.
 type serverState uint8
@@ -123,6 +123,9 @@ func (s *server) asked(now time.Time, r request, to, from netip.AddrPort) {
 			s.remote.seen = r.peer
 		}
 	}
+	if until := now.Add(askedTime); until.After(s.until) {
+		s.until = until
+	}
 	r.due = now.Add(answerTime)
 	s.open = append(s.open, r)
 }
@@ -152,6 +155,8 @@ func (s *server) advance(now time.Time) (wake time.Time) {
 			return time.Time{}
 		}
 	}
+	ping, wake = s.survey.advance(now) // again, as an answer may have it begin anew
+	s.out.pings = append(s.out.pings, ping...)
 	if len(s.open) > 0 {
 		wake = earliest(wake, s.open[0].due)
 	}
@@ -183,7 +188,7 @@ func (s *server) advance(now time.Time) (wake time.Time) {
 // answer answers a message, and begins to punch if that is what the client wants.
 func (s *server) answer(now time.Time, r *request) {
 	own := s.survey.firewall
-	if !r.payload.punching && s.survey.done {
+	if s.survey.done && !s.survey.again(now) && !r.payload.punching {
 		switch {
 		case own == dht.FirewallUnknown:
 			s.refuse(now, r, refusalAborted, ErrLocalUnknown)

@@ -10,8 +10,9 @@ import (
 const (
 	surveyBatch    = 4                      // nodes asked at a time: one may fail to answer
 	surveyPatience = 300 * time.Millisecond // before more nodes are asked
-	surveyLimit    = 16                     // nodes asked in all
+	surveyLimit    = 16                     // pings in all
 	surveyTime     = 3 * time.Second        // after which the samples at hand must do
+	surveyRepeats  = 3
 
 	// The nodes heard from last are passed over if there are enough others: they are the ones that the
 	// lookup and the handshake went to, and the relays give a sample anyway.
@@ -30,6 +31,7 @@ type survey struct {
 	start   time.Time
 	more    time.Time // when to ask more
 	done    bool
+	repeats int // times that it began again
 }
 
 // newSurvey starts a survey among nodes, the ones heard most recently first.
@@ -46,8 +48,21 @@ func (s *survey) pong(seen, by netip.AddrPort) {
 	s.add(seen, by)
 }
 
-// miss takes note that a node did not answer.
-func (s *survey) miss() { s.pending-- }
+// miss takes note that the node at by did not answer. It is asked again when all others have been.
+func (s *survey) miss(by netip.AddrPort) {
+	s.pending--
+	s.nodes = append(s.nodes, by)
+}
+
+// again begins anew if nobody has answered, up to surveyRepeats times. It reports whether it did.
+func (s *survey) again(now time.Time) bool {
+	if !s.done || s.firewall != dht.FirewallUnknown || s.frozen || s.repeats == surveyRepeats {
+		return false
+	}
+	s.repeats++
+	s.done, s.asked, s.start, s.more = false, 0, now, now
+	return true
+}
 
 // advance moves the survey to time now. It returns the nodes to ping, without retries, and when it wants to be
 // called again, zero for never.
