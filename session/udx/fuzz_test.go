@@ -66,6 +66,7 @@ func FuzzStream(f *testing.F) {
 	f.Add(append(packet(FlagSACK, 0, 1, "\x02\x00\x00\x00\x04\x00\x00\x00"), packet(FlagEnd, 0, 3, "")...))
 	f.Add(append(packet(FlagData, 5, 9, "x"), packet(FlagDestroy, 6, 1, "")...))
 	f.Add(append(packet(FlagHeartbeat, 0, 0, ""), packet(FlagMessage, 1, 1<<31, "m")...))
+	f.Add(packet(FlagSACK, 0, 0, "\x01\x00\x00\x00\x00\x00\x00\x80\x05\x00\x00\x00\x03\x00\x00\x80"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		synctest.Test(t, func(t *testing.T) {
 			k := newTalk(t, 1, 2)

@@ -333,3 +333,33 @@ func TestRateSample(t *testing.T) {
 		t.Errorf("%+v, want 1,000,000 bytes per second", last)
 	}
 }
+
+func TestBlocksThatMakeNoSense(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		blocks []seqRange
+		want   int // packets taken for arrived
+	}{
+		{"good", []seqRange{{1, 3}, {5, 6}}, 3},
+		{"empty", []seqRange{{2, 2}}, 0},
+		{"turned round", []seqRange{{4, 2}}, 0},
+		{"before the oldest", []seqRange{{^seq(0), 3}}, 0},
+		{"beyond the newest", []seqRange{{8, 11}}, 0},
+		{"descending", []seqRange{{5, 6}, {1, 3}}, 1},
+		{"overlapping", []seqRange{{1, 5}, {3, 7}}, 4},
+		{"around the circle", []seqRange{{1 << 30, 1<<31 + 5}, {1, 1<<31 + 1}, {1 << 31, 5}, {9, 3}}, 0},
+	} {
+		s := newSender()
+		for range 10 {
+			p := newPacket()
+			p.fill([]byte("x"), 1)
+			s.append(p)
+			s.sent(1, s.queue.first)
+		}
+		got := 0
+		s.takeBlocks(appendSACKs(nil, c.blocks), func(*packet) { got++ })
+		if got != c.want {
+			t.Errorf("%s: %d packets arrived, want %d", c.name, got, c.want)
+		}
+	}
+}

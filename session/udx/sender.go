@@ -274,13 +274,14 @@ func (s *sender) updateWindow(h Header) {
 // takeBlocks calls arrived for each packet in the blocks of a packet that is not known to have arrived. Blocks must
 // ascend; those that make no sense are left out.
 func (s *sender) takeBlocks(blocks []byte, arrived func(*packet)) {
-	last := s.una
+	least, most := seq(0), s.next-s.una // counted from una, so that nothing can hide behind the wrap
 	for ; len(blocks) >= sackSize; blocks = blocks[sackSize:] {
 		b := sackBlock(blocks)
-		if b.start.before(last) || !b.start.before(b.end) || s.next.before(b.end) {
+		start, end := b.start-s.una, b.end-s.una
+		if start < least || start >= end || end > most {
 			continue
 		}
-		last = b.end
+		least = end
 		s.gaps = s.sacked.appendMissing(s.gaps[:0], b.start, b.end)
 		for _, g := range s.gaps {
 			for q := g.start; q != g.end; q++ {
