@@ -23,6 +23,7 @@ type Announcement struct {
 	alarm  alarm   // the next round, or cycle
 	query  *lookup // nil: none is running
 	closed bool
+	known  int // nodes in the routing table at the end of the last cycle
 	left   int // requests to be waited for before the announcement is gone
 
 	addresses []netip.AddrPort // advertised
@@ -128,6 +129,7 @@ func (a *Announcement) store(now time.Time) {
 // rest ends a cycle, and begins with the pings.
 func (a *Announcement) rest(now time.Time) {
 	removed := a.plan.rest()
+	a.known = a.n.table.n
 	a.addresses = a.addresses[:0:0]
 	remote, open := a.n.remoteAddr()
 	if open {
@@ -158,7 +160,8 @@ func (a *Announcement) rest(now time.Time) {
 
 // round pings all relays.
 func (a *Announcement) round(now time.Time) {
-	if a.plan.again {
+	more := len(a.plan.current()) < announceRelays && a.n.table.n > a.known // the network has grown
+	if a.plan.again || more {
 		a.cycle(now)
 		return
 	}

@@ -141,7 +141,7 @@ func (n *Node) expire(now time.Time, c *call) {
 	n.timeouts++
 	if c.member {
 		if m := n.table.get(NodeID(c.to)); m != nil {
-			n.table.remove(m)
+			n.drop(m)
 		}
 	}
 	n.endCall(now, c, nil, ErrTimeout)

@@ -103,6 +103,11 @@ func (l *lookup) addBootstraps(now time.Time) {
 			l.addByName(now, h)
 		}
 	}
+	if l.n.table.n == 0 { // we were cut off; perhaps we are no more
+		for _, a := range l.n.former {
+			l.add(contactAt(a), netip.AddrPort{})
+		}
+	}
 }
 
 func (l *lookup) addByName(now time.Time, h bootstrapHost) {

@@ -17,7 +17,8 @@ const (
 	recentTicks     = 12              // 1 min: spoken to recently
 	oldTicks        = 360             // 30 min: known for long
 	pingEvery       = 8               // ticks between pinging some nodes
-	smallEvery      = 64              // ticks between refreshes of a small table
+	smallEvery      = 64              // ticks between refreshes of a table of less than a bucket
+	tinyTable       = 5               // a table smaller than that is refreshed as often as nodes are pinged
 
 	maxChecks    = 10 // nodes said to be down that are being checked
 	maxRepings   = 3  // nodes of full rows that are being checked
@@ -33,14 +34,15 @@ type maintenance struct {
 	refreshTicks  int       // left until a refresh
 	lastChecked   netip.Addr
 	bootstrapped  bool
-	ready         chan struct{} // closed once bootstrapped
-	refreshing    bool          // a refresh is on its way
-	checks        int           // see maxChecks
-	repings       int           // see maxRepings
-	hintsSent     int           // see maxDownHints
-	strangers     []netip.AddrPort
-	checkingState bool       // a network state check is on its way
-	joined        netip.Addr // our host when we became a member
+	ready         chan struct{}    // closed once bootstrapped
+	refreshing    bool             // a refresh is on its way
+	checks        int              // see maxChecks
+	repings       int              // see maxRepings
+	hintsSent     int              // see maxDownHints
+	strangers     []netip.AddrPort // those that are no members, whose view of our address was taken in
+	former        []netip.AddrPort // nodes that no longer answered, the latest last: to be tried when none is left
+	checkingState bool             // a network state check is on its way
+	joined        netip.Addr       // our host when we became a member
 }
 
 func (n *Node) startMaintenance(now time.Time) {
@@ -71,8 +73,8 @@ func (n *Node) onTick(now time.Time) {
 		n.pingSome(now)
 	}
 	n.maintenance.refreshTicks--
-	small := n.tick%smallEvery == 0 && n.table.n < bucketSize
-	lost := n.table.n == 0 && len(n.bootstraps) > 0
+	small := n.table.n < bucketSize && n.tick%smallEvery == 0 || n.table.n < tinyTable && n.tick%pingEvery == 0
+	lost := n.table.n == 0 && len(n.bootstraps)+len(n.former) > 0
 	if small || lost || n.maintenance.refreshTicks <= 0 {
 		n.refresh(now)
 	}
@@ -207,7 +209,7 @@ func (n *Node) rowFull(now time.Time, c contact) {
 	n.pingNode(now, oldest, func(now time.Time, alive bool) {
 		n.repings--
 		if !alive {
-			n.table.remove(oldest)
+			n.drop(oldest)
 			n.add(now, c)
 		}
 	})
@@ -219,9 +221,22 @@ func (n *Node) check(now time.Time, m *node) {
 	n.pingNode(now, m, func(_ time.Time, alive bool) {
 		n.checks--
 		if !alive {
-			n.table.remove(m)
+			n.drop(m)
 		}
 	})
+}
+
+// drop takes a node that does not answer out of the table.
+func (n *Node) drop(m *node) {
+	if n.table.get(m.id) != m {
+		return
+	}
+	n.table.remove(m)
+	n.former = slices.DeleteFunc(n.former, func(a netip.AddrPort) bool { return a == m.addr })
+	if len(n.former) >= bucketSize {
+		n.former = slices.Delete(n.former, 0, 1)
+	}
+	n.former = append(n.former, m.addr)
 }
 
 // pingNode pings m and reports whether it answered as the member that it was.
