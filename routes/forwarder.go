@@ -17,8 +17,8 @@ import (
 // Device is the packet device of the host, as package tun opens it.
 type Device interface {
 	// Read waits for packets and puts each into bufs[i][offset:] and its length into sizes[i]. It returns how many
-	// there are. Packets may be there even if there is an error. After the device was closed, and by its closing,
-	// it returns an error that wraps [os.ErrClosed]. Any error is final.
+	// there are. A packet that does not fit is lost. Packets may be there even if there is an error. After the device
+	// was closed, and by its closing, it returns an error that wraps [os.ErrClosed]. Any error is final.
 	Read(bufs [][]byte, sizes []int, offset int) (int, error)
 	// Write gives the packets bufs[i][offset:] to the host. The offset bytes before each packet are the device's to
 	// use, and so is the capacity behind it: packets may be merged there. The elements of bufs may change. All of
@@ -204,15 +204,22 @@ func (f *Forwarder) admit(p *Peer, buf []byte, offset int) (int, Reason) {
 
 func (f *Forwarder) isLocal(a netip.Addr) bool { return slices.Contains(f.local, a) }
 
+// usualMTU is that of most interfaces, in bytes. The device's may be raised to it while Run goes on; larger packets
+// are lost then.
+const usualMTU = 1500
+
 // outbound is the state of [Forwarder.Run], owned by its goroutine.
 type outbound struct {
-	f     *Forwarder
-	bufs  [][]byte // the device reads into these
-	sizes []int
-	run   [][]byte // consecutive packets of bufs to one peer
-	reply [1][]byte
-	spare []byte // where reply is built; as reply, but empty
-	limit bucket
+	f       *Forwarder
+	bufs    [][]byte // the device reads into these
+	sizes   []int
+	peers   []*Peer   // who gets the packet of each buffer; nil: nobody, or it is sent
+	packets [][]byte  // the packet of each buffer
+	run     [][]byte  // packets to one peer
+	reply   [1][]byte // the message of answer
+	spare   []byte    // the headroom of reply, with the capacity for a message
+
+	tooBig, unreachable bucket // apart, so that a flood to nowhere does not hide the size that fits
 }
 
 func newOutbound(f *Forwarder) (*outbound, error) {
@@ -222,54 +229,54 @@ func newOutbound(f *Forwarder) (*outbound, error) {
 	}
 	n := max(1, f.dev.BatchSize())
 	o := &outbound{
-		f:     f,
-		bufs:  make([][]byte, n),
-		sizes: make([]int, n),
-		run:   make([][]byte, 0, n),
-		spare: make([]byte, Headroom, Headroom+MinMTU),
+		f:       f,
+		bufs:    make([][]byte, n),
+		sizes:   make([]int, n),
+		peers:   make([]*Peer, n),
+		packets: make([][]byte, n),
+		run:     make([][]byte, 0, n),
+		spare:   make([]byte, Headroom, Headroom+MinMTU),
 	}
-	// One arena, close together, because it should stay in the processor's cache. The first buffer is as large as any
-	// packet: what is not cut from a larger one comes there, and the interface's MTU may have been raised since.
-	const slack, first = 64, Headroom + maxPacket + 1
-	size := (Headroom + max(mtu, MinMTU) + slack) &^ (slack - 1)
-	arena := make([]byte, first+(n-1)*size)
-	o.bufs[0], arena = arena[:first:first], arena[first:]
-	for i := 1; i < n; i++ {
+	// One arena, close together, because it should stay in the processor's cache.
+	const slack = 64 // to a line of it
+	size := (Headroom + max(mtu, usualMTU) + slack) &^ (slack - 1)
+	arena := make([]byte, n*size)
+	for i := range o.bufs {
 		o.bufs[i], arena = arena[:size:size], arena[size:]
 	}
 	return o, nil
 }
 
-// forward sends the first n packets that were read.
+// forward sends the first n packets that were read, those to one peer together.
 func (o *outbound) forward(n int) {
-	var to *Peer
-	o.run = o.run[:0]
 	for i := range n {
-		p, packet := o.route(o.bufs[i][Headroom : Headroom+o.sizes[i]])
-		if p == nil {
-			continue
-		}
-		if p != to && len(o.run) > 0 {
-			o.send(to)
-		}
-		to = p
-		o.run = append(o.run, packet)
+		o.peers[i], o.packets[i] = o.route(o.bufs[i][Headroom : Headroom+o.sizes[i]])
 	}
-	if len(o.run) > 0 {
+	for i := range n {
+		to := o.peers[i]
+		if to == nil {
+			continue // dropped, or sent already
+		}
+		o.run = o.run[:0]
+		for j := i; j < n; j++ {
+			if o.peers[j] == to {
+				o.run = append(o.run, o.packets[j])
+				o.peers[j] = nil
+			}
+		}
 		o.send(to)
 	}
 }
 
-// send gives the run to the session of p and empties it.
+// send gives the run to the session of p.
 func (o *outbound) send(p *Peer) {
 	if err := p.send(o.run); err != nil && errors.Is(err, ErrUnreachable) {
 		for _, packet := range o.run {
-			if !o.answer(AppendUnreachable, packet) {
+			if !o.answer(&o.unreachable, AppendUnreachable, packet) {
 				break
 			}
 		}
 	}
-	o.run = o.run[:0]
 }
 
 // route returns which peer a packet of the host goes to, and the packet without bytes that follow it; nil if it was
@@ -297,22 +304,23 @@ func (o *outbound) route(b []byte) (*Peer, []byte) {
 			return nil, nil
 		}
 		f.counters.drop(NoRoute, 1)
-		o.answer(AppendNoRoute, packet)
+		o.answer(&o.unreachable, AppendNoRoute, packet)
 		return nil, nil
 	}
 	mtu := p.MTU()
 	if length > mtu {
 		p.counters.drop(TooBig, 1)
-		o.answer(func(b, packet []byte) []byte { return AppendTooBig(b, packet, mtu) }, packet)
+		o.answer(&o.tooBig, func(b, packet []byte) []byte { return AppendTooBig(b, packet, mtu) }, packet)
 		return nil, nil
 	}
 	ClampMSS(packet, mtu)
 	return p, packet
 }
 
-// answer writes to the device what build makes of packet. It reports whether it may be called again at once.
-func (o *outbound) answer(build func(b, packet []byte) []byte, packet []byte) bool {
-	if !o.limit.take(time.Now()) {
+// answer writes to the device what build makes of packet, if limit allows. It reports whether it may be called again
+// at once.
+func (o *outbound) answer(limit *bucket, build func(b, packet []byte) []byte, packet []byte) bool {
+	if !limit.take(time.Now()) {
 		return false
 	}
 	message := build(o.spare, packet)

@@ -105,7 +105,7 @@ func TestPacketsGoToTheirPeers(t *testing.T) {
 		a1, a2, a3 := udp(us4, them4, "1"), udp(us6, them6, "2"), udp(us4, netip.MustParseAddr("192.168.5.77"), "3")
 		o1 := udp(us6, other6, "4")
 		b.inject(a1, a2, o1, a3)
-		b.sent.wantRuns(t, "runs are kept together", [][]byte{a1, a2}, [][]byte{a3})
+		b.sent.wantRuns(t, "packets to one peer are kept together, in order", [][]byte{a1, a2, a3})
 		b.sentTo.wantRuns(t, "the other peer's", [][]byte{o1})
 		b.dev.WantNothing(t, "everything had a peer")
 		want := Stats{TxPackets: 3, TxBytes: uint64(len(a1) + len(a2) + len(a3))}
@@ -237,6 +237,12 @@ func TestAnswersAreLimited(t *testing.T) {
 			b.dev.Next(t)
 		}
 		b.dev.WantNothing(t, "a tenth of a second allows a tenth of the rate")
+
+		big := udp(us4, them4, string(make([]byte, 1350)))
+		b.inject(big)
+		if answer := b.dev.Next(t); !bytes.Equal(answer, AppendTooBig(nil, big, 1300)) {
+			t.Errorf("answer %x, want one to the packet that is too big", answer)
+		}
 	})
 }
 

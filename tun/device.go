@@ -3,10 +3,8 @@ package tun
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -17,6 +15,7 @@ import (
 // device is a wireguard/tun device, kept within the bounds of what it can take.
 type device struct {
 	native wgtun.Device
+	reader reader // native, or what reads from the same file
 	name   string
 	log    *slog.Logger
 
@@ -29,13 +28,18 @@ type device struct {
 	events   sync.WaitGroup // the goroutine that drains events, where there is one
 }
 
+// reader is the part of a device that may be replaced.
+type reader interface {
+	Read(bufs [][]byte, sizes []int, offset int) (int, error)
+}
+
 // maxMergeFailures is how many writes must fail in a row before merging is given up: a peer can make single writes
 // fail.
 const maxMergeFailures = 8
 
 // newDevice takes native over.
 func newDevice(native wgtun.Device, name string, cfg Config) *device {
-	d := &device{native: native, name: name, log: cfg.Logger}
+	d := &device{native: native, reader: native, name: name, log: cfg.Logger}
 	d.merge.Store(!cfg.NoMerge)
 	return d
 }
@@ -53,49 +57,14 @@ func (d *device) MTU() (int, error) {
 }
 
 func (d *device) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	for {
-		n, err := d.readOnce(bufs, sizes, offset)
-		switch {
-		case n > 0:
-			return n, nil // after ErrTooManySegments, these are good; the rest does not fit and is lost
-		case errors.Is(err, os.ErrClosed):
-			return 0, os.ErrClosed
-		case err != nil && (!skipsBadPackets || isSystemError(err)):
-			return 0, fmt.Errorf("tun: read from %s: %w", d.name, err)
-		case err != nil:
-			d.log.Debug("a packet from the host was dropped", "interface", d.name, "error", err)
-		}
+	n, err := d.reader.Read(bufs, sizes, offset)
+	switch {
+	case errors.Is(err, os.ErrClosed):
+		return n, os.ErrClosed
+	case err != nil:
+		return n, fmt.Errorf("tun: read from %s: %w", d.name, err)
 	}
-}
-
-// readOnce is one Read of the device below. That one slices past the end of a buffer if the host sends larger segments
-// than the interface's MTU allowed when the buffers were made, which takes no more than "ip link set mtu".
-func (d *device) readOnce(bufs [][]byte, sizes []int, offset int) (n int, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			e, ok := r.(runtime.Error)
-			if !ok {
-				panic(r)
-			}
-			n, err = 0, fmt.Errorf("a segment is larger than the buffers: %w", e)
-		}
-	}()
-	n, err = d.native.Read(bufs, sizes, offset)
-	for i := range n {
-		if sizes[i] > len(bufs[i])-offset {
-			return 0, errors.New("a segment is larger than the buffers")
-		}
-	}
-	return n, err
-}
-
-// isSystemError tells errors of the file from those about what a packet contains.
-func isSystemError(err error) bool {
-	if _, ok := errors.AsType[*fs.PathError](err); ok {
-		return true
-	}
-	_, ok := errors.AsType[syscall.Errno](err)
-	return ok
+	return n, nil
 }
 
 func (d *device) Write(bufs [][]byte, offset int) (int, error) {

@@ -10,10 +10,6 @@ import (
 
 const clonePath = "/dev/net/tun"
 
-// skipsBadPackets says that an error of Read which is none of the file's concerns one packet, and the next Read may
-// succeed.
-const skipsBadPackets = true
-
 // maxDefaultNames is how many names are tried when none is configured.
 const maxDefaultNames = 100
 
@@ -67,7 +63,27 @@ func openFlags(cfg Config, flags uint16) (*device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tun: open %s: %w", cfg.Name, err) // fd is that package's now, to close when collected
 	}
-	return newDevice(native, name, cfg), nil
+	d := newDevice(native, name, cfg)
+	if flags&unix.IFF_VNET_HDR != 0 {
+		q, err := newQueue(native.File(), name, cfg.Logger)
+		if err == nil {
+			err = q.conn.Control(setOffloads)
+		}
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("tun: open %s: %w", name, err), native.Close())
+		}
+		d.reader = q
+	}
+	return d, nil
+}
+
+// setOffloads lets the kernel hand over large packets with ECN too: our queue cuts them right, wireguard/tun would not.
+// UDP needs Linux 6.2. If all of it is refused, what wireguard/tun has set stays.
+func setOffloads(fd uintptr) {
+	const tcp, udp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN, unix.TUN_F_USO4 | unix.TUN_F_USO6
+	if unix.IoctlSetInt(int(fd), unix.TUNSETOFFLOAD, tcp|udp) != nil {
+		_ = unix.IoctlSetInt(int(fd), unix.TUNSETOFFLOAD, tcp)
+	}
 }
 
 func setInterface(fd int, name string, flags uint16) error {

@@ -12,9 +12,6 @@ import (
 	wgtun "golang.zx2c4.com/wireguard/tun"
 )
 
-// skipsBadPackets is false because here an error of Read may last.
-const skipsBadPackets = false
-
 func open(cfg Config) (Device, error) {
 	if cfg.Name == "" {
 		cfg.Name = "omega0"

@@ -3,16 +3,16 @@
 //	programs ⇄ kernel ⇄ interface "omega0" ⇄ Device ⇄ our process
 //
 // On Linux the device is opened with virtio-net headers. Then one system call carries up to 64 KiB: Read cuts what
-// the kernel hands over as one large TCP or UDP packet into packets that fit, and Write merges packets of a flow
-// again. This is done by golang.zx2c4.com/wireguard/tun, on a file opened here: opening it ourselves is how an
-// interface of that name which exists already is refused instead of taken over, and no goroutine or netlink socket is
-// needed for events that nobody reads. Where the kernel refuses the headers, packets are carried one by one. Other
-// systems use that package's devices as they are.
+// the kernel hands over as one large TCP or UDP packet into packets that fit, and gathers small ones that are
+// waiting; Write merges packets of a flow again. Writing is done by golang.zx2c4.com/wireguard/tun, on a file opened
+// here: so an interface of that name which exists already is refused instead of taken over, and no goroutine or
+// netlink socket is needed for events that nobody reads. Where the kernel refuses the headers, packets are carried
+// one by one. Other systems use that package's devices as they are.
 //
 // The interface exists as long as the device is open: when the process ends, however it ends, the kernel removes it
 // with its addresses and routes. Package tun/hostnet sets those.
 //
-// Limitations: one queue; a read returns the packets of one flow; what is cut and merged is checksummed in full.
+// Limitations: one queue; what is cut and merged is checksummed in full.
 package tun
 
 import (
@@ -51,8 +51,8 @@ type Device interface {
 	Name() string
 
 	// Read waits for packets, puts each into bufs[i][offset:] and its length into sizes[i], and returns how many there
-	// are. It wants [Device.BatchSize] buffers with room for the MTU of the interface behind offset, in the first
-	// one for 65,535 bytes; a packet that has no room is dropped. sizes must be as long as bufs, and offset at least
+	// are. It wants [Device.BatchSize] buffers with room for the MTU of the interface behind offset; a packet
+	// that has no room is dropped. sizes must be as long as bufs, and offset at least
 	// [MinHeadroom]. Close ends it with [os.ErrClosed]. Any error is final.
 	Read(bufs [][]byte, sizes []int, offset int) (int, error)
 
