@@ -394,6 +394,9 @@ func TestWidePrefixesDoNotCoverOthers(t *testing.T) {
 			t.Errorf("got %x, want %x", got, anywhere)
 		}
 		wantDropped(t, "the exit", exit.Stats(), map[Reason]uint64{SourceNotAllowed: 3})
+
+		b.inject(udp(us4, us4, ""))
+		wantDropped(t, "the forwarder", b.Stats(), map[Reason]uint64{NoRoute: 1})
 	})
 }
 

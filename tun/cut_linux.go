@@ -109,8 +109,8 @@ func (c *cutter) start(b []byte) error {
 // large reports whether the packet stands for many.
 func (c *cutter) large() bool { return c.headers > 0 }
 
-// cut writes the next packet to out and returns its length. It returns zero if there is none left, and an error if out is
-// too short, in which case that packet is lost.
+// cut writes the next packet to out and returns its length. It returns zero if there is none left, and an error if
+// out is too short, in which case that packet is lost.
 func (c *cutter) cut(out []byte) (int, error) {
 	if c.packet == nil {
 		return 0, nil

@@ -80,7 +80,10 @@ func openFlags(cfg Config, flags uint16) (*device, error) {
 // setOffloads lets the kernel hand over large packets with ECN too: our queue cuts them right, wireguard/tun would not.
 // UDP needs Linux 6.2. If all of it is refused, what wireguard/tun has set stays.
 func setOffloads(fd uintptr) {
-	const tcp, udp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN, unix.TUN_F_USO4 | unix.TUN_F_USO6
+	const (
+		tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
+		udp = unix.TUN_F_USO4 | unix.TUN_F_USO6
+	)
 	if unix.IoctlSetInt(int(fd), unix.TUNSETOFFLOAD, tcp|udp) != nil {
 		_ = unix.IoctlSetInt(int(fd), unix.TUNSETOFFLOAD, tcp)
 	}

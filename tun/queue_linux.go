@@ -36,12 +36,12 @@ func newQueue(file *os.File, name string, log *slog.Logger) (*queue, error) {
 	q.poll = func(fd uintptr) bool { // made once, because a closure is an allocation
 		for {
 			q.n, q.errno = unix.Read(int(fd), q.b)
-			if q.errno != unix.EINTR {
+			if !errors.Is(q.errno, unix.EINTR) {
 				return true
 			}
 		}
 	}
-	q.wait = func(fd uintptr) bool { return q.poll(fd) && q.errno != unix.EAGAIN }
+	q.wait = func(fd uintptr) bool { return q.poll(fd) && !errors.Is(q.errno, unix.EAGAIN) }
 	return q, nil
 }
 

@@ -103,8 +103,8 @@ func Open(cfg Config) (Device, error) {
 	// What Linux refuses, and '%', which it expands.
 	const forbidden = "/:% \t\n\v\f\r\x00"
 	if len(cfg.Name) > 15 || cfg.Name == "." || cfg.Name == ".." || strings.ContainsAny(cfg.Name, forbidden) {
-		return nil, fmt.Errorf("tun: %q cannot be the name of an interface: at most 15 characters, without space, '/', ':' or '%%'",
-			cfg.Name)
+		return nil, fmt.Errorf("tun: %q cannot be the name of an interface: "+
+			"it has at most 15 characters, without space, '/', ':' or '%%'", cfg.Name)
 	}
 	return open(cfg)
 }

@@ -152,7 +152,7 @@ func (h *Host) checkIPv6() error {
 	value, err := os.ReadFile(filepath.Join(sysctl, "conf", h.name, "disable_ipv6"))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("hostnet: %w: its kernel runs without it; remove \"ipv6.disable=1\" from the kernel's command line",
+		return fmt.Errorf("hostnet: %w: the kernel runs without it; remove \"ipv6.disable=1\" from its command line",
 			ErrIPv6Disabled)
 	case err == nil && !bytes.Equal(bytes.TrimSpace(value), []byte("0")):
 		return fmt.Errorf("hostnet: %w: run \"sysctl -w net.ipv6.conf.default.disable_ipv6=0\" and start again, "+
@@ -252,7 +252,7 @@ func (h *Host) ownsLocked(r netip.Prefix) bool {
 	return err == nil && len(routes) > 0
 }
 
-// Close removes the routes, addresses and mark again and takes the interface down. If the interface is gone, so are
+// Close takes the interface down, and its routes, addresses and mark away. If the interface is gone, so are
 // they, and there is nothing to do. It may be called more than once.
 func (h *Host) Close() error {
 	h.mu.Lock()
@@ -266,35 +266,17 @@ func (h *Host) Close() error {
 	if err != nil || link.Attrs().Alias != Alias {
 		return nil // it is gone; if there is one of this number, it is another
 	}
-	errs := []error{removeRoutes(h.nl, h.index)}
+	var errs []error
+	if err := h.nl.LinkSetDown(link); err != nil && !gone(err) { // removes the routes
+		errs = append(errs, fmt.Errorf("hostnet: take %s down: %w", h.name, err))
+	}
 	for _, a := range h.addrs {
 		if err := h.nl.AddrDel(link, &netlink.Addr{IPNet: ipNet(a)}); err != nil && !gone(err) {
 			errs = append(errs, fmt.Errorf("hostnet: remove address %v: %w", a, err))
 		}
 	}
-	if err := h.nl.LinkSetDown(link); err != nil && !gone(err) {
-		errs = append(errs, fmt.Errorf("hostnet: take %s down: %w", h.name, err))
-	}
 	if err := h.nl.LinkSetAlias(link, ""); err != nil && !gone(err) {
 		errs = append(errs, fmt.Errorf("hostnet: unmark %s: %w", h.name, err))
-	}
-	return errors.Join(errs...)
-}
-
-// removeRoutes removes our routes through the interface with this index.
-func removeRoutes(nl *netlink.Handle, index int) error {
-	var errs []error
-	for _, f := range []int{unix.AF_INET, unix.AF_INET6} {
-		routes, err := listRoutes(nl, f, &netlink.Route{LinkIndex: index, Protocol: RouteProtocol},
-			netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
-		if err != nil {
-			errs = append(errs, err)
-		}
-		for _, r := range routes {
-			if err := nl.RouteDel(&r); err != nil && !gone(err) {
-				errs = append(errs, fmt.Errorf("hostnet: remove route to %v: %w", r.Dst, permission(err)))
-			}
-		}
 	}
 	return errors.Join(errs...)
 }
