@@ -36,6 +36,14 @@ func (a *analysis) add(seen, by netip.AddrPort) {
 	if !seen.Addr().Is4() || seen.Port() == 0 || len(a.by) >= maxSamples || slices.Contains(a.by, by) {
 		return
 	}
+	// A node in our own LAN, or behind the same carrier's NAT, sees an address that the rest of the world does
+	// not. It says nothing if there are others.
+	if bogon := IsBogon(seen.Addr()); len(a.samples) > 0 && bogon != IsBogon(a.samples[0].addr.Addr()) {
+		if bogon {
+			return
+		}
+		a.samples, a.by = nil, nil
+	}
 	a.by = append(a.by, by)
 	if i := slices.IndexFunc(a.samples, func(s sample) bool { return s.addr == seen }); i >= 0 {
 		a.samples[i].hits++

@@ -91,6 +91,21 @@ func TestAnalysisIsBoundedAndCanBeFrozen(t *testing.T) {
 	}
 }
 
+func TestAnalysisPrefersPublicAddresses(t *testing.T) {
+	lan, public := netip.MustParseAddrPort("192.168.1.10:7"), netip.MustParseAddrPort("1.1.1.1:7")
+	for _, seen := range [][]netip.AddrPort{
+		{lan, lan, lan, public, public, public}, {public, lan, public, lan, lan, public}, {public, public, public, lan},
+	} {
+		var a analysis
+		for i, s := range seen {
+			a.add(s, netip.AddrPortFrom(netip.MustParseAddr("9.9.9.9"), uint16(i+1)))
+		}
+		if got := a.addresses(); a.firewall != dht.FirewallConsistent || !slices.Equal(got, []netip.AddrPort{public}) {
+			t.Errorf("samples %v: %v at %v, want consistent at %v", seen, a.firewall, got, public)
+		}
+	}
+}
+
 func TestMatchAddrVectors(t *testing.T) {
 	var vectors struct {
 		AddressMatch []struct {
@@ -148,9 +163,20 @@ func TestStrategies(t *testing.T) {
 		local, remote dht.Firewall
 		want          strategy
 	}{
-		{u, u, impossible}, {u, c, impossible}, {c, u, impossible}, {u, r, impossible},
-		{o, o, exchange}, {o, c, exchange}, {c, o, exchange}, {c, c, exchange},
-		{c, r, search}, {o, r, search}, {r, c, spread}, {r, o, spread}, {r, r, impossible}, {r, r + 5, impossible},
+		{u, u, impossible},
+		{u, c, impossible},
+		{c, u, impossible},
+		{u, r, impossible},
+		{o, o, exchange},
+		{o, c, exchange},
+		{c, o, exchange},
+		{c, c, exchange},
+		{c, r, search},
+		{o, r, search},
+		{r, c, spread},
+		{r, o, spread},
+		{r, r, impossible},
+		{r, r + 5, impossible},
 	}
 	for _, tt := range tests {
 		if got := strategyFor(tt.local, tt.remote); got != tt.want {
@@ -182,8 +208,10 @@ func TestSurvey(t *testing.T) {
 		{"every port differs", 20, func(n int) (netip.AddrPort, bool) {
 			return netip.AddrPortFrom(seen.Addr(), uint16(n+1)), true
 		}, 4, 0, dht.FirewallRandom},
-		{"the first four are silent", 20, func(n int) (netip.AddrPort, bool) { return seen, n >= 4 }, 8,
-			surveyPatience, dht.FirewallConsistent},
+		{
+			"the first four are silent", 20, func(n int) (netip.AddrPort, bool) { return seen, n >= 4 }, 8,
+			surveyPatience, dht.FirewallConsistent,
+		},
 		{"two nodes in all", 2, func(int) (netip.AddrPort, bool) { return seen, true }, 2, 0, dht.FirewallConsistent},
 		{"no nodes", 0, nil, 0, 0, dht.FirewallUnknown},
 		{"nobody answers", 50, func(int) (netip.AddrPort, bool) { return seen, false }, 16, surveyTime, dht.FirewallUnknown},

@@ -111,7 +111,11 @@ func newClient(now time.Time, c client, open bool, nodes []netip.AddrPort) *clie
 	}
 	c.start, c.next = now, now
 	c.survey = newSurvey(now, open, nodes)
-	c.remote.seen = c.server
+	if c.server.Port() != 0 && probeable(c.server.Addr()) {
+		c.remote.seen = c.server
+	} else {
+		c.fastOpen = false
+	}
 	c.waiting = make(map[int]clientState)
 	c.given = make(map[Path]time.Time)
 	return &c

@@ -84,5 +84,5 @@ func (c *Client) Report() Report {
 }
 
 // Close ends the attempt, waits for its goroutines and closes its sockets, except those to keep, which then belong to
-// the caller.
+// the caller. It waits for OpenSocket too, so it must not be called under a lock that OpenSocket takes.
 func (c *Client) Close(keep ...Socket) error { return c.a.close(keep) }

@@ -14,8 +14,10 @@ import (
 	"omegatun/punch/lab"
 )
 
-// meetMany lets pairs meet in worlds with the given seeds and returns the times of success in order, and the errors.
-func meetMany(t *testing.T, count int, server, client string, change func(w *world)) (took []time.Duration, failed []error) {
+// meetMany lets pairs meet in count worlds and returns the times of success in order, and the errors.
+func meetMany(
+	t *testing.T, count int, server, client string, change func(w *world),
+) (took []time.Duration, failed []error) {
 	t.Helper()
 	for seed := range count {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
@@ -60,7 +62,7 @@ func TestLoss(t *testing.T) {
 			took, failed := meetMany(t, tt.tries, "linux", "linux", lossy(tt.loss))
 			t.Logf("%d of %d, median %v, max %v", len(took), tt.tries, took[len(took)/2], took[len(took)-1])
 			if len(took) < tt.atLeast || took[len(took)/2] > tt.median || took[len(took)-1] > tt.max {
-				t.Errorf("%d of %d, median %v, max %v; errors %v", len(took), tt.tries, took[len(took)/2], took[len(took)-1], failed)
+				t.Errorf("errors: %v", failed)
 			}
 		})
 	}
@@ -150,8 +152,10 @@ func TestFailures(t *testing.T) {
 				return blockProbes(p) || answers > 1 && contains("tell")(p)
 			})
 		}, ErrSilent, StageInviting, talkTime},
-		{"no node says how it sees the server", func(w *world) { w.server.known = nowhere }, ErrRemoteUnknown,
-			StageAsking, 10 * time.Second},
+		{
+			"no node says how it sees the server", func(w *world) { w.server.known = nowhere }, ErrRemoteUnknown,
+			StageAsking, 10 * time.Second,
+		},
 		{"no node says how it sees the client", func(w *world) {
 			w.client.known = nowhere
 			w.net.Drop(func(p lab.Packet) bool { return blockProbes(p) || contains("tell")(p) })
@@ -225,8 +229,10 @@ func TestLimit(t *testing.T) {
 			}
 		})
 	}
-	if !l.acquire() || !l.acquire() || l.acquire() {
-		t.Error("places were lost or won")
+	for i, want := range []bool{true, true, false} {
+		if got := l.acquire(); got != want {
+			t.Errorf("place %d of two is free: %v, want %v", i+1, got, want)
+		}
 	}
 }
 

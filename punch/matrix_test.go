@@ -74,7 +74,8 @@ func TestMatrix(t *testing.T) {
 }
 
 func TestNormalRound(t *testing.T) {
-	for _, pair := range [][2]string{{"linux", "linux"}, {"fw", "eimrand"}, {"fullcone", "fullcone"}, {"linux/cgn", "linux"}} {
+	pairs := [][2]string{{"linux", "linux"}, {"fw", "eimrand"}, {"fullcone", "fullcone"}, {"linux/cgn", "linux"}}
+	for _, pair := range pairs {
 		t.Run(fmt.Sprint(pair), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, delayed(1), pair[0], pair[1])

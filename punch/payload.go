@@ -67,8 +67,8 @@ const (
 	flagRemoteToken
 )
 
-// append appends the wire form of p to b. Addresses are sent if they are not nil.
-func (p *payload) append(b []byte) []byte {
+// encode returns the wire form of p. Addresses are sent if they are not nil.
+func (p *payload) encode() []byte {
 	var flags uint64
 	for _, f := range [...]struct {
 		set  bool
@@ -85,7 +85,7 @@ func (p *payload) append(b []byte) []byte {
 			flags |= f.flag
 		}
 	}
-	b = compact.AppendUint(b, flags)
+	b := compact.AppendUint(nil, flags)
 	b = compact.AppendUint(b, uint64(p.refusal))
 	b = compact.AppendUint(b, uint64(p.firewall))
 	b = compact.AppendUint(b, p.round)
@@ -138,7 +138,7 @@ const nonceSize = 24
 // sealPayload returns nonce ‖ tag ‖ ciphertext of p. The nonce must not repeat under one secret. The secret can be
 // computed by every node that relayed the handshake, so a payload is no place for secrets.
 func sealPayload(secret *[32]byte, nonce *[nonceSize]byte, p *payload) []byte {
-	return secretbox.Seal(nonce[:], p.append(nil), nonce, secret)
+	return secretbox.Seal(nonce[:], p.encode(), nonce, secret)
 }
 
 // openPayload is the reverse of sealPayload.

@@ -108,8 +108,8 @@ func TestPayloadVectors(t *testing.T) {
 	for _, v := range vectors.Payloads {
 		t.Run(v.Note, func(t *testing.T) {
 			p := v.Value.payload()
-			if got := p.append(nil); !bytes.Equal(got, v.Hex) {
-				t.Errorf("append(%+v) = %x, want %x", p, got, v.Hex)
+			if got := p.encode(); !bytes.Equal(got, v.Hex) {
+				t.Errorf("encode(%+v) = %x, want %x", p, got, v.Hex)
 			}
 			got, err := parsePayload(v.Hex)
 			if err != nil || !reflect.DeepEqual(got, p) {
@@ -169,8 +169,8 @@ func TestSealVectors(t *testing.T) {
 	for _, v := range vectors.Entries {
 		secret, nonce := [32]byte(v.Secret), [nonceSize]byte(v.Nonce)
 		p := v.Value.payload()
-		if got := p.append(nil); !bytes.Equal(got, v.Plaintext) {
-			t.Errorf("append(%+v) = %x, want %x", p, got, v.Plaintext)
+		if got := p.encode(); !bytes.Equal(got, v.Plaintext) {
+			t.Errorf("encode(%+v) = %x, want %x", p, got, v.Plaintext)
 		}
 		if got := sealPayload(&secret, &nonce, &p); !bytes.Equal(got, v.Payload) {
 			t.Errorf("sealPayload(%+v) = %x, want %x", p, got, v.Payload)
@@ -210,7 +210,7 @@ func TestCapturedPayloads(t *testing.T) {
 			t.Errorf("%s, %s to %s: %v", v.Group, v.From, v.To, err)
 			continue
 		}
-		if got := p.append(nil); !bytes.Equal(got, v.Plaintext) {
+		if got := p.encode(); !bytes.Equal(got, v.Plaintext) {
 			t.Errorf("%s, %s to %s: encoded again %x, want %x", v.Group, v.From, v.To, got, v.Plaintext)
 		}
 		if got := sealPayload(&secret, (*[nonceSize]byte)(v.Payload), &p); !bytes.Equal(got, v.Payload) {
@@ -228,7 +228,7 @@ func FuzzPayload(f *testing.F) {
 		if err != nil {
 			return
 		}
-		again, err := parsePayload(p.append(nil))
+		again, err := parsePayload(p.encode())
 		if err != nil || !reflect.DeepEqual(again, p) {
 			t.Errorf("%+v encoded and decoded: %+v, %v", p, again, err)
 		}

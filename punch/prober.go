@@ -90,7 +90,9 @@ type volley struct {
 func clientVolleys() []volley {
 	ms := time.Millisecond
 	v := []volley{
-		{0, normalTTL, false}, {100 * ms, normalTTL, true}, {300 * ms, normalTTL, false},
+		{0, normalTTL, false},
+		{100 * ms, normalTTL, true},
+		{300 * ms, normalTTL, false},
 		{700 * ms, normalTTL, false},
 	}
 	return everySecond(v, 1500*ms, 10*time.Second)
@@ -109,7 +111,9 @@ func serverVolleys() []volley {
 func openedVolleys() []volley {
 	ms := time.Millisecond
 	return []volley{
-		{0, normalTTL, false}, {100 * ms, normalTTL, false}, {300 * ms, normalTTL, false},
+		{0, normalTTL, false},
+		{100 * ms, normalTTL, false},
+		{300 * ms, normalTTL, false},
 		{700 * ms, normalTTL, false},
 	}
 }
@@ -166,8 +170,8 @@ func (p *prober) opened(socks []Socket) {
 	p.socks = append(p.socks, socks...)
 }
 
-// advance moves the prober to time now. It returns the probes to send, the number of sockets to open (for [prober.opened]),
-// and when it wants to be called again: zero when it has finished, or waits for sockets.
+// advance moves the prober to time now. It returns the probes to send, the number of sockets to open (for
+// [prober.opened]), and when it wants to be called again: zero when it has finished, or waits for sockets.
 func (p *prober) advance(now time.Time) (send []probe, open int, wake time.Time) {
 	if p.finished {
 		return nil, 0, time.Time{}

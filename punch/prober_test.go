@@ -53,7 +53,8 @@ func runProber(t *testing.T, p *prober, now time.Time, most int, each func(at ti
 func TestExchangeIsBounded(t *testing.T) {
 	start := time.Unix(1000, 0)
 	good, doubtful := peer, netip.MustParseAddrPort("192.88.99.8:4000")
-	for name, volleys := range map[string][]volley{"client": clientVolleys(), "server": serverVolleys(), "opened": openedVolleys()} {
+	kinds := map[string][]volley{"client": clientVolleys(), "server": serverVolleys(), "opened": openedVolleys()}
+	for name, volleys := range kinds {
 		p := newExchange(start, &fakeSocket{}, volleys)
 		p.targets, p.doubtful = []netip.AddrPort{good, doubtful}, 1
 		sent := map[netip.AddrPort]int{}

@@ -86,5 +86,5 @@ func (s *Server) Report() Report {
 }
 
 // Close ends the attempt, waits for its goroutines and closes its sockets, except those to keep, which then belong to
-// the caller.
+// the caller. It waits for OpenSocket too, so it must not be called under a lock that OpenSocket takes.
 func (s *Server) Close(keep ...Socket) error { return s.a.close(keep) }

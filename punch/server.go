@@ -1,6 +1,7 @@
 package punch
 
 import (
+	"errors"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -14,6 +15,7 @@ const (
 	laterTime     = 30 * time.Second       // the same, for one that was told to try later
 	answerTime    = 900 * time.Millisecond // a client repeats a message after a second; answer what is known by then
 	maxUnanswered = 16
+	maxAnswers    = 256 // messages can be replayed, and each may cause a few probes
 
 	maxProbeAnswers = 512
 )
@@ -53,7 +55,8 @@ type server struct {
 	end0    time.Time // when the last words are over
 	round   uint64
 	open    []request // not answered yet
-	replied int       // probes
+	replied int       // to probes
+	told    int       // answers
 	out     todo
 }
 
@@ -102,11 +105,11 @@ func (s *server) probing() *prober { return &s.prober }
 
 // asked takes a message of the client. to is where it arrived, if that was the punch socket, and from the relay.
 func (s *server) asked(now time.Time, r request, to, from netip.AddrPort) {
-	if s.state == serverFailed || len(s.open) >= maxUnanswered {
+	if s.state == serverFailed || len(s.open) >= maxUnanswered || s.told+len(s.open) >= maxAnswers {
 		return
 	}
 	if r.payload.refusal != refusalNone {
-		s.refuse(now, &r, refusalAborted, ErrRemoteAborted)
+		s.refuse(now, &r, ErrRemoteAborted)
 		return
 	}
 	if to.IsValid() {
@@ -146,8 +149,7 @@ func (s *server) advance(now time.Time) (wake time.Time) {
 	if s.state == serverFailed {
 		return time.Time{}
 	}
-	ping, wake := s.survey.advance(now)
-	s.out.pings = append(s.out.pings, ping...)
+	s.look(now)
 	for len(s.open) > 0 && (s.survey.done || !now.Before(s.open[0].due)) {
 		r := s.open[0]
 		s.open = s.open[1:]
@@ -155,8 +157,7 @@ func (s *server) advance(now time.Time) (wake time.Time) {
 			return time.Time{}
 		}
 	}
-	ping, wake = s.survey.advance(now) // again, as an answer may have it begin anew
-	s.out.pings = append(s.out.pings, ping...)
+	wake = s.look(now) // once more, as an answer may have the survey begin anew
 	if len(s.open) > 0 {
 		wake = earliest(wake, s.open[0].due)
 	}
@@ -185,16 +186,24 @@ func (s *server) advance(now time.Time) (wake time.Time) {
 	return wake
 }
 
+// look goes on with the survey.
+func (s *server) look(now time.Time) (wake time.Time) {
+	ping, wake := s.survey.advance(now)
+	s.out.pings = append(s.out.pings, ping...)
+	return wake
+}
+
 // answer answers a message, and begins to punch if that is what the client wants.
 func (s *server) answer(now time.Time, r *request) {
+	s.told++
 	own := s.survey.firewall
 	if s.survey.done && !s.survey.again(now) && !r.payload.punching {
 		switch {
 		case own == dht.FirewallUnknown:
-			s.refuse(now, r, refusalAborted, ErrLocalUnknown)
+			s.refuse(now, r, ErrLocalUnknown)
 			return
 		case own >= dht.FirewallRandom && s.remote.firewall >= dht.FirewallRandom:
-			s.refuse(now, r, refusalAborted, ErrBothRandom)
+			s.refuse(now, r, ErrBothRandom)
 			return
 		}
 	}
@@ -211,13 +220,13 @@ func (s *server) answer(now time.Time, r *request) {
 		p.token = s.token(r.peer)
 	}
 	if r.payload.punching {
-		switch reason := s.punch(now); reason {
-		case nil:
-		case ErrBusy:
+		switch reason := s.punch(now); {
+		case reason == nil:
+		case errors.Is(reason, ErrBusy):
 			p.refusal = refusalTryLater
 			s.until = now.Add(laterTime)
 		default:
-			s.refuse(now, r, refusalAborted, reason)
+			s.refuse(now, r, reason)
 			return
 		}
 	}
@@ -261,9 +270,9 @@ func (s *server) punch(now time.Time) (reason error) {
 	return nil
 }
 
-// refuse answers r with a refusal and fails.
-func (s *server) refuse(now time.Time, r *request, code refusal, reason error) {
-	p := payload{refusal: code, round: r.payload.round}
+// refuse answers r that we give up, and fails.
+func (s *server) refuse(now time.Time, r *request, reason error) {
+	p := payload{refusal: refusalAborted, round: r.payload.round}
 	s.out.answers = append(s.out.answers, answer{to: r.to, payload: p, abort: true})
 	s.fail(now, reason)
 }

@@ -41,6 +41,7 @@ func (s *labSocket) Send(b []byte, to netip.AddrPort) error {
 	_, err := s.WriteToUDPAddrPort(b, to)
 	return err
 }
+
 func (s *labSocket) SendTTL(b []byte, to netip.AddrPort, ttl int) error {
 	return s.WriteTTL(b, to, ttl)
 }

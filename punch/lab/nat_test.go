@@ -2,7 +2,6 @@ package lab_test
 
 import (
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"testing"
@@ -10,8 +9,6 @@ import (
 
 	"omegatun/punch/lab"
 )
-
-var errClosed = net.ErrClosed
 
 var behaviors = []lab.Behavior{lab.EndpointIndependent, lab.AddressDependent, lab.AddressAndPortDependent}
 

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"hash/fnv"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"sync"
@@ -169,10 +170,7 @@ func (n *Network) Stats() Stats {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	s := n.stats
-	s.Lost = make(map[string]int, len(n.stats.Lost))
-	for reason, count := range n.stats.Lost {
-		s.Lost[reason] = count
-	}
+	s.Lost = maps.Clone(n.stats.Lost)
 	return s
 }
 
