@@ -244,6 +244,7 @@ func (l *link) secureStream() {
 			select {
 			case <-time.After(streamLinger):
 			case <-l.done:
+			case <-l.host.ctx.Done():
 			}
 		}
 		l.close(cmp.Or(l.stream.Err(), net.ErrClosed))
