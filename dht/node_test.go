@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -216,11 +217,11 @@ func TestBootstrapByName(t *testing.T) {
 			{"gone.example:49737", "boot.example:49737"},
 			{nodes[0].host.String() + "@gone.example:49737"},
 		} {
-			asked := 0
+			var asked atomic.Int32
 			n := w.node(false, func(c *Config) {
 				c.Mode, c.Bootstrap = Ephemeral, list
 				c.LookupHost = func(_ context.Context, host string) ([]netip.Addr, error) {
-					asked++
+					asked.Add(1)
 					if host == "boot.example" {
 						return []netip.Addr{netip.MustParseAddr("2001:db8::1"), nodes[0].host}, nil
 					}
@@ -230,9 +231,9 @@ func TestBootstrapByName(t *testing.T) {
 			w.ready(n)
 			synctest.Wait()
 			if i := n.Info(); i.Nodes != len(nodes) {
-				t.Errorf("%v: knows %d nodes, asked %d times for names", list, i.Nodes, asked)
+				t.Errorf("%v: knows %d nodes, asked %d times for names", list, i.Nodes, asked.Load())
 			}
-			if strings.Contains(list[0], "@gone") && asked > 0 {
+			if strings.Contains(list[0], "@gone") && asked.Load() > 0 {
 				t.Errorf("%v: looked up a name that was not needed", list)
 			}
 		}

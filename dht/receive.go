@@ -125,6 +125,10 @@ func (n *Node) respond(now time.Time, in *incoming, r response, parts replyParts
 		r.token = some(n.tokens.issue(in.from.Addr(), now))
 	}
 	size := r.size()
+	if size > maxAmplification*in.size && !in.verified && in.command != cmdPing && r.code == CodeUnknownCommand {
+		r.id = optional[key.Target]{} // nobody misses it in a refusal
+		size = r.size()
+	}
 	if parts&withCloser != 0 && in.target.set {
 		limit := bucketSize
 		if !in.verified { // a count and six bytes a node
