@@ -142,7 +142,7 @@ func TestReplayedHandshakeIsHarmless(t *testing.T) {
 		if answered == 0 {
 			t.Error("the replayed message was not answered at all: this test shows nothing")
 		}
-		time.Sleep(3 * slotLife)
+		time.Sleep(6 * slotLife)
 		if got := b.Peer(a.public()).cur.Load(); got != link {
 			t.Error("a replayed handshake replaced the link")
 		}
