@@ -19,6 +19,7 @@ const (
 	shortestWidth   = 10 * time.Second
 	shortestFloor   = time.Millisecond // acknowledgements and timers are not finer
 	probeRTTTime    = 200 * time.Millisecond
+	maxChance       = .3 // share of loss that is made up for
 	extraRounds     = 5
 	extraTime       = 100 * time.Millisecond
 )
@@ -72,6 +73,8 @@ type congestion struct {
 	recovering bool
 	priorWin   int // window before a recovery or probeRTT
 
+	overrun overrun
+
 	// How much more than the bandwidth says is acknowledged at a time, because acknowledgements come in lumps.
 	extra      [2]float64
 	extraIndex int
@@ -108,6 +111,9 @@ func (c *congestion) target(gain float64) int {
 func (c *congestion) acked(now instant, r rateSample, delivered int64) {
 	c.updateBandwidth(r, delivered)
 	c.updateExtra(now, r)
+	if c.full {
+		c.overrun.acked(now, r, c.newRound, max(int(c.capacity(1)), minWindow))
+	}
 	c.updateCycle(now, r)
 	c.updateFull(r)
 	c.updateDrain(now, r)
@@ -240,7 +246,8 @@ func (c *congestion) setRate() {
 		c.rate = startupGain * paceMargin * float64(c.window) / max(c.shortest, shortestFloor).Seconds()
 	}
 	if bw := c.bandwidth.get(); bw > 0 {
-		if rate := bw * c.paceGain * paceMargin; c.full || rate > c.rate {
+		rate := bw * c.paceGain * paceMargin / (1 - min(c.overrun.chance, maxChance)) // bw is what arrives
+		if c.full || rate > c.rate {
 			c.rate = rate
 		}
 	}
@@ -267,6 +274,9 @@ func (c *congestion) setWindow(r rateSample, delivered int64) {
 	if c.mode == probeRTT {
 		c.window = min(c.window, c.probeWindow())
 	}
+	if c.full {
+		c.window = c.overrun.limit(c.window)
+	}
 }
 
 func (c *congestion) restore() {
@@ -286,15 +296,20 @@ func (c *congestion) sending(now instant, appLimited bool) {
 	}
 }
 
-// lost tells that a recovery begins, with so much in flight.
-func (c *congestion) lost(delivered int64, inFlight, acked int) {
+// lost tells that a recovery begins: lost bytes were found lost, and inFlight are left. Many at once mean that a queue is overrun; then
+// only as much goes out as comes in for a round. A few are taken for chance, and cost no more than what a full path holds.
+func (c *congestion) lost(delivered int64, inFlight, acked, lost int) {
 	if !c.recovering && c.mode != probeRTT {
 		c.priorWin = max(c.priorWin, c.window)
 	}
 	c.recovering = true
-	c.conserving = true
-	c.roundEnd = delivered
-	c.window = max(inFlight+acked, minWindow)
+	if lost > (inFlight+lost)/4 && lost > int(c.capacity(.25)) {
+		c.conserving = true
+		c.roundEnd = delivered
+		c.window = max(inFlight+acked, minWindow)
+	} else if c.full {
+		c.window = max(inFlight+acked, min(c.window, int(c.capacity(1))), minWindow)
+	}
 }
 
 // timedOut tells that everything in flight was given up but for inFlight bytes.

@@ -363,3 +363,28 @@ func TestBlocksThatMakeNoSense(t *testing.T) {
 		}
 	}
 }
+
+func TestOverrunTellsQueuesFromChance(t *testing.T) {
+	const floor = 100e3
+	run := func(loss func(inFlight int) float64) overrun {
+		var o overrun
+		for i := range 200 {
+			inFlight := o.limit(1000e3)
+			const acked = 1000e3
+			lost := int(acked * loss(inFlight))
+			o.acked(instant(i+1)*instant(50*time.Millisecond),
+				rateSample{acked: acked - lost, lost: lost, inFlight: inFlight - acked + lost}, true, floor)
+		}
+		return o
+	}
+	if o := run(func(int) float64 { return .01 }); o != (overrun{}) {
+		t.Errorf("a little loss: %+v", o)
+	}
+	if o := run(func(int) float64 { return .2 }); o.bound != 0 || o.chance < .19 || o.chance > .21 {
+		t.Errorf("20 %% loss by chance: %+v", o)
+	}
+	o := run(func(inFlight int) float64 { return max(float64(inFlight-600e3)/float64(inFlight), 0) })
+	if o.bound < 400e3 || o.bound > 700e3 || o.chance != 0 {
+		t.Errorf("a queue that ends at 600,000 bytes: %+v", o)
+	}
+}

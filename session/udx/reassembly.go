@@ -38,16 +38,17 @@ type assembly struct {
 	ranges    rangeset           // the numbers of held
 	heldBytes int
 	buf       readBuffer
-	limit     int  // bytes for buf and held
+	limit     int  // bytes for buf, and as many for held
 	discard   bool // nobody will read: deliver to nowhere
 	ended     bool // everything up to the end was delivered
 	cursor    int  // where the next list of blocks starts, if they do not all fit
 	latest    seq  // the packet held last
 }
 
-// window returns the bytes the peer may send. It is zero rather than less than a packet.
+// window returns the bytes the peer may have in flight. What is held beyond a hole has been reported and is not in flight any more, so it
+// counts only when it is too much. The window is zero rather than less than a packet.
 func (a *assembly) window() uint32 {
-	free := a.limit - a.buf.len - a.heldBytes
+	free := a.limit - a.buf.len - max(a.heldBytes-a.limit, 0)
 	if free < min(maxPayload, a.limit/2) {
 		return 0
 	}
@@ -62,7 +63,7 @@ func (a *assembly) add(q seq, flags Flags, data []byte) arrival {
 	if flags&FlagData == 0 {
 		data = nil
 	}
-	room := a.limit - a.buf.len - a.heldBytes - len(data)
+	room := 2*a.limit - a.buf.len - a.heldBytes - len(data)
 	if q == a.expected {
 		if room < -holeSlack {
 			return refused

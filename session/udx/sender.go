@@ -349,7 +349,7 @@ func (s *sender) detect(now instant, acked int) (lost int) {
 	if congested && s.state == open {
 		s.state, s.highSeq = recovery, s.next
 		s.tailOut, s.sendTail = false, false
-		s.congestion.lost(s.rate.delivered, s.flightCost, acked)
+		s.congestion.lost(s.rate.delivered, s.flightCost, acked, lost)
 	}
 	return lost
 }
@@ -486,18 +486,21 @@ func (s *sender) pick(now instant, more bool) *packet {
 	p := s.missing.first
 	if p == nil {
 		p = s.queue.first
-		if p == nil || !s.spanLeft() {
-			return s.starved(nil)
+		if p == nil || more && p == s.queue.last && p.n < s.payloadSize() && p.flags&FlagEnd == 0 && s.flight.len > 0 {
+			if s.flightCost < s.congestion.window {
+				s.rate.limited(s.flightCost)
+			}
+			return nil
 		}
-		if more && p == s.queue.last && p.n < s.payloadSize() && p.flags&FlagEnd == 0 && s.flight.len > 0 {
-			return s.starved(nil)
+		if !s.spanLeft() {
+			return nil
 		}
 		if s.flightData+p.n > s.peerWindow && (s.peerWindow == 0 || s.flight.len > 0) {
 			if s.peerWindow == 0 && s.flight.len == 0 && s.timer == timerNone {
 				s.probes, s.sendProbe = 1, true
 				s.timer, s.timerAt = timerProbe, now.add(s.rtt.rto())
 			}
-			return s.starved(nil)
+			return nil
 		}
 	}
 	if s.flight.len > 0 && s.flightCost+p.cost() > s.congestion.window {
@@ -506,14 +509,6 @@ func (s *sender) pick(now instant, more bool) *packet {
 	if !s.pacer.ready(now) {
 		s.paceAt = s.pacer.next(now)
 		return nil
-	}
-	return p
-}
-
-// starved notes that something other than the network holds back what could go, and returns p.
-func (s *sender) starved(p *packet) *packet {
-	if s.flightCost < s.congestion.window {
-		s.rate.limited(s.flightCost)
 	}
 	return p
 }

@@ -29,8 +29,8 @@ type StreamConfig struct {
 	// A call may still be under way when Close or Reset returns. Nil: messages are dropped.
 	OnMessage func(b []byte)
 
-	// ReadBuffer is how many bytes may wait to be read, in order or beyond a hole, before the peer is made to stop.
-	// Memory is taken only as data comes. Zero: 4 MiB; at least 4 KiB.
+	// ReadBuffer is how many bytes may wait to be read before the peer is made to stop; as many again may wait for a packet that was
+	// lost. Memory is taken only as data comes. Zero: 4 MiB; at least 4 KiB.
 	ReadBuffer int
 }
 
