@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"regexp"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -71,7 +72,7 @@ var linkLocal = regexp.MustCompile(`(?m) fe80::\S+|^.*\bfe80::.*\n|^multicast ff
 // whileUp returns addresses and routes of a host whose daemon is up, in a form that the next one should lead to again.
 func whileUp(t *testing.T, n *netlab.Net) string {
 	t.Helper()
-	var state string
+	var state strings.Builder
 	for _, args := range [][]string{
 		{"ip", "-br", "addr"},
 		{"ip", "-4", "route", "show", "table", "all"},
@@ -84,7 +85,7 @@ func whileUp(t *testing.T, n *netlab.Net) string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		state += linkLocal.ReplaceAllString(out, "")
+		state.WriteString(linkLocal.ReplaceAllString(out, ""))
 	}
-	return state
+	return state.String()
 }

@@ -4,8 +4,6 @@ package e2e
 
 import (
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -48,7 +46,7 @@ func TestUpThatCannotWork(t *testing.T) {
 					t.Fatal(err)
 				}
 				t.Cleanup(func() { c.Close() })
-				configure(t, p, "port = 50123")
+				e2etest.Configure(t, p, "port = 50123")
 			},
 			code: 1, say: []string{"50123", "in use"},
 		},
@@ -59,7 +57,7 @@ func TestUpThatCannotWork(t *testing.T) {
 		},
 		{
 			name:    "interface name taken",
-			prepare: func(t *testing.T, p *peer.Peer) { configure(t, p, `interface = "eth0"`) },
+			prepare: func(t *testing.T, p *peer.Peer) { e2etest.Configure(t, p, `interface = "eth0"`) },
 			code:    1, say: []string{"eth0"},
 		},
 		{name: "not a key", args: []string{"up, down"}, code: 5, say: []string{"up, down"}},
@@ -98,13 +96,5 @@ func TestUpThatCannotWork(t *testing.T) {
 			}
 			t.Logf("it says: %s", u.Output())
 		})
-	}
-}
-
-// configure writes a configuration file.
-func configure(t *testing.T, p *peer.Peer, text string) {
-	t.Helper()
-	if err := os.WriteFile(filepath.Join(p.State(), "config.toml"), []byte(text+"\n"), 0o600); err != nil {
-		t.Fatal(err)
 	}
 }

@@ -185,8 +185,8 @@ func (d *demo) event(name string, e peer.Event) {
 		d.line(name, "announced in the DHT: whoever knows the key can ask for it")
 	case e.Event == "peer" && e.State == "connected":
 		d.line(name, "found in the DHT by its key, connected: %s path to %s, in %.0f ms", e.Path, d.paint(bold, e.Remote), e.MS)
-	case e.Event == "peer":
-		d.line(name, "peer %s: %s", e.State, e.Reason)
+	case e.Event == "peer" && e.State == "failed":
+		d.line(name, "%s; tries again", e.Reason) // the other was not there yet
 	case e.Event == "down":
 		d.line(name, "down")
 	}

@@ -5,6 +5,8 @@ package e2etest
 import (
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -27,12 +29,15 @@ type Tunnel struct {
 }
 
 // NewTunnel makes an identity on the first host of each site, brings both up at once, and waits until each had a
-// reply from the other.
-func NewTunnel(t testing.TB, bootstrap string, a, b *netlab.Site) *Tunnel {
+// reply from the other. Each of config is text for the configuration file of one of them.
+func NewTunnel(t testing.TB, bootstrap string, a, b *netlab.Site, config ...string) *Tunnel {
 	t.Helper()
 	tun := &Tunnel{Sites: [2]*netlab.Site{a, b}}
 	for i, s := range tun.Sites {
 		tun.Peers[i] = Peer(t, s.Host(), bootstrap)
+		if i < len(config) {
+			Configure(t, tun.Peers[i], config[i])
+		}
 		tun.Before[i] = Snapshot(t, s.Host())
 	}
 	for i, p := range tun.Peers {
@@ -152,4 +157,12 @@ func Snapshot(t testing.TB, n *netlab.Net) string {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// Configure writes the configuration file of a peer.
+func Configure(t testing.TB, p *peer.Peer, text string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(p.State(), "config.toml"), []byte(text+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -277,15 +277,6 @@ type PeerStatus struct {
 	Dropped map[string]uint64 `json:"dropped"`
 }
 
-// DroppedSum returns how many packets of the peer were dropped, for whatever reason.
-func (s PeerStatus) DroppedSum() uint64 {
-	var sum uint64
-	for _, n := range s.Dropped {
-		sum += n
-	}
-	return sum
-}
-
 // Status asks the running daemon.
 func (p *Peer) Status() (Status, error) {
 	var s Status
