@@ -409,12 +409,12 @@ func (l *link) authentic(sock Socket, from netip.AddrPort, now time.Time) {
 		return
 	}
 	l.mu.Lock()
-	for _, c := range l.prober.cands {
-		if c.route.is(sock, from) {
-			c.route.heard.Store(now.UnixNano())
-		}
-	}
+	known := l.prober.heard(sock, from, probesToCheck, now)
 	l.mu.Unlock()
+	if known {
+		l.poke()
+		return
+	}
 	l.offer(sock, from, kindOf(from.Addr()))
 }
 

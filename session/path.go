@@ -64,6 +64,7 @@ const (
 	outstanding = 12
 
 	firstProbeWait = 20 * time.Millisecond  // after the first probe; doubles
+	recheckWait    = time.Second            // between two looks at an address that the peer also sends from
 	maxProbeWait   = 250 * time.Millisecond // while a link has no path
 )
 
@@ -73,6 +74,7 @@ type candidate struct {
 	next  time.Time     // of the next probe; zero: resting
 	wait  time.Duration // between the next probe and the one after it
 	left  int           // probes until it rests
+	begun time.Time     // when probing last began
 	sent  [outstanding]probeSent
 	n     int // probes sent in all
 }
@@ -111,7 +113,24 @@ func (p *prober) add(sock Socket, remote netip.AddrPort, kind PathKind, probes i
 }
 
 func (c *candidate) start(probes int, now time.Time) {
-	c.next, c.wait, c.left = now, firstProbeWait, probes
+	c.begun, c.next, c.wait, c.left = now, now, firstProbeWait, probes
+}
+
+// heard notes that an authentic datagram came from a candidate other than the path in use, and reports whether
+// there is such a candidate. One that rests is probed again, but no more often than once in recheckWait, however
+// much comes from there.
+func (p *prober) heard(sock Socket, remote netip.AddrPort, probes int, now time.Time) bool {
+	for _, c := range p.cands {
+		if !c.route.is(sock, remote) {
+			continue
+		}
+		c.route.heard.Store(now.UnixNano())
+		if c.next.IsZero() && now.Sub(c.begun) >= recheckWait {
+			c.start(probes, now)
+		}
+		return true
+	}
+	return false
 }
 
 // wake probes every candidate again.

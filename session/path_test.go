@@ -71,6 +71,30 @@ func TestProberKnowsItsOwnPongs(t *testing.T) {
 	}
 }
 
+func TestProberChecksAnAddressSeldom(t *testing.T) {
+	now := time.Unix(1000, 0)
+	var p prober
+	p.add(sockA, peerA, PathDirect, 1, now)
+	if p.heard(sockA, peerB, 1, now) {
+		t.Error("an unknown address is taken for a candidate")
+	}
+	probes := 0
+	for range 3000 { // a datagram every millisecond, and every probe answered at once
+		now = now.Add(time.Millisecond)
+		if !p.heard(sockA, peerA, 8, now) {
+			t.Fatal("the candidate is not known")
+		}
+		due, _ := p.advance(now)
+		for _, d := range due {
+			probes++
+			p.pong(d.id)
+		}
+	}
+	if probes < 3 || probes > 4 {
+		t.Errorf("%d probes in three seconds, want one a second", probes)
+	}
+}
+
 func TestProberIsBounded(t *testing.T) {
 	now := time.Unix(1000, 0)
 	var p prober
