@@ -38,25 +38,28 @@ func TestJavaScriptClientIsUnharmedByATunnelPeer(t *testing.T) {
 	}
 }
 
+// As a tunnel's end a JavaScript server is of no use, and "up" says so; the server goes on serving others.
 func TestJavaScriptServerIsUnharmedByATunnelPeer(t *testing.T) {
 	s := acrossNATs(t, omegatun)
+	js := javaScript(t, s.server, "server", s.arguments()...)
+	key := js.want(t, 20*time.Second, "ready").Key
 	p := e2etest.Peer(t, s.client, s.bootstrap)
-	key := hexKey(t, p)
-	js := javaScript(t, s.server, "server", s.arguments("--allow="+key)...)
-	serverKey := js.want(t, 20*time.Second, "ready").Key
-	e2etest.Up(t, p, serverKey)
-	if e := js.want(t, 20*time.Second, "connection"); e.Key != key {
-		t.Errorf("a connection from %s, want %s", e.Key, key)
+	u := e2etest.Up(t, p, key)
+	e, err := u.WaitFor(e2etest.Within(t, 20*time.Second), func(e peer.Event) bool { return e.Event == "peer" })
+	if err != nil {
+		t.Fatal(err)
 	}
-	select {
-	case e := <-js.lines: // an orderly end is the dialler's right; an error is not
-		if e.Event == "error" {
-			t.Errorf("the server's stream: %+v", e)
+	if e.State != "failed" || e.Code != 8 {
+		t.Errorf("up reports %+v, want a failure with code 8: the other side is no tunnel", e)
+	}
+	javaScriptClient(t, s, key, 1<<20)
+	if code, err := u.Stop(5 * time.Second); err != nil || (code != 0 && code != 130) {
+		t.Errorf("up ended with %d, %v", code, err)
+	}
+	for len(js.lines) > 0 {
+		if e := <-js.lines; e.Event == "error" {
+			t.Errorf("the server had an error: %s", e.Message)
 		}
-	case <-time.After(hold):
-	}
-	if _, err := p.Status(); err != nil {
-		t.Errorf("the daemon after the visit: %v", err)
 	}
 }
 

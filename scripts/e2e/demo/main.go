@@ -47,7 +47,10 @@ func run() int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
-	d := &demo{show: newShow(os.Stdout), bin: *bin, shell: *shell, verbose: *verbose}
+	d := &demo{
+		show: newShow(os.Stdout), bin: *bin, shell: *shell, verbose: *verbose,
+		connected: map[string]bool{},
+	}
 	err := d.run(ctx)
 	switch {
 	case err == nil:

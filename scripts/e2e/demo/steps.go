@@ -35,6 +35,9 @@ type demo struct {
 	peers  [2]*peer.Peer
 	ups    [2]*peer.Up
 	before [2]string // state of the hosts' networks
+
+	eventMu   sync.Mutex // guards connected; one event at a time
+	connected map[string]bool
 }
 
 var names = [2]string{"a", "b"}
@@ -178,12 +181,17 @@ func (d *demo) up(ctx context.Context) error {
 
 // event tells what a daemon reports.
 func (d *demo) event(name string, e peer.Event) {
+	d.eventMu.Lock()
+	defer d.eventMu.Unlock()
 	switch {
 	case e.Event == "interface":
 		d.line(name, "interface %s, MTU %d", e.Name, e.MTU)
 	case e.Event == "listening":
 		d.line(name, "announced in the DHT: whoever knows the key can ask for it")
+	case e.Event == "peer" && e.State == "connected" && d.connected[name]:
+		d.line(name, "both called at once; of the two sessions one stays, on a %s path to %s", e.Path, d.paint(bold, e.Remote))
 	case e.Event == "peer" && e.State == "connected":
+		d.connected[name] = true
 		d.line(name, "found in the DHT by its key, connected: %s path to %s, in %.0f ms", e.Path, d.paint(bold, e.Remote), e.MS)
 	case e.Event == "peer" && e.State == "failed":
 		d.line(name, "%s; tries again", e.Reason) // the other was not there yet
@@ -278,7 +286,7 @@ func (d *demo) wire(context.Context) error {
 		if i == 0 && most.Bytes < downloadSize {
 			return fmt.Errorf("only %s went directly from %s to %s", amount(most.Bytes), name, names[other(i)])
 		}
-		d.line(name, "%v → %v  %s in %d packets", most.From, most.To, d.paint(bold, amount(most.Bytes)), most.Packets)
+		d.line(name, "%v → %v  %s", most.From, most.To, d.paint(bold, amount(most.Bytes)))
 	}
 	d.held("", "directly between the two routers; %s to and from the DHT nodes", amount(atNodes))
 	return nil

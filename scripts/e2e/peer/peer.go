@@ -147,7 +147,7 @@ type Event struct {
 	Path   string  `json:"path"`
 	Remote string  `json:"remote"`
 	MS     float64 `json:"ms"`
-	Code   any     `json:"code"`
+	Code   int     `json:"code"`
 	Reason string  `json:"reason"`
 
 	At time.Time `json:"-"` // when it was read
