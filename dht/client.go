@@ -131,23 +131,15 @@ func (n *Node) FindPeer(ctx context.Context, target key.Target, start []netip.Ad
 		if known && !yield(own, nil) {
 			return
 		}
-		for f, err := range n.search(ctx, spec) {
-			if err != nil {
-				if !known || !errors.Is(err, ErrNoNodes) {
-					yield(PeerReply{}, err)
-				}
-				return
-			}
-			if f.value == nil {
-				continue
-			}
+		_, err := n.search(ctx, spec, func(f found) bool {
 			r, err := ParseRecord(f.value)
 			if err != nil || r.Key.Target() != target {
-				continue
+				return true // most nodes know nothing
 			}
-			if !yield(PeerReply{From: f.addr, To: f.to, Peer: r}, nil) {
-				return
-			}
+			return yield(PeerReply{From: f.addr, To: f.to, Peer: r}, nil)
+		})
+		if err != nil && (!known || !errors.Is(err, ErrNoNodes)) {
+			yield(PeerReply{}, err)
 		}
 	}
 }
@@ -177,55 +169,54 @@ func contactsAt(addrs []netip.AddrPort) (nodes []contact) {
 	return nodes
 }
 
-// search runs a query and yields the answers as they come. Breaking out of the loop cancels it.
-func (n *Node) search(ctx context.Context, spec lookupSpec) iter.Seq2[found, error] {
-	return func(yield func(found, error) bool) {
-		s := searching{more: make(chan struct{}, 1)}
-		spec.found = func(_ time.Time, f found) { s.results = append(s.results, f); s.wake() }
-		n.do(func(now time.Time) {
-			s.lookup = n.lookup(now, spec, func(_ time.Time, closest []found, err error) {
-				s.over, s.closest, s.err = true, closest, err
-				s.wake()
-			})
+// search runs a query, and hands the answers to each as they come, until it returns false or the query ends.
+// It returns the nodes closest to the target, and an error if the query did not run to its end.
+func (n *Node) search(ctx context.Context, spec lookupSpec, each func(found) bool) ([]found, error) {
+	s := searching{more: make(chan struct{}, 1)}
+	spec.found = func(_ time.Time, f found) { s.results = append(s.results, f); s.wake() }
+	n.do(func(now time.Time) {
+		s.lookup = n.lookup(now, spec, func(_ time.Time, closest []found, err error) {
+			s.over, s.closest, s.err = true, closest, err
+			s.answered = s.answered || len(closest) > 0
+			s.wake()
 		})
-		defer n.do(s.lookup.cancel)
-		for {
-			results, over, err := s.take(n)
-			for _, f := range results {
-				if !yield(f, nil) {
-					return
-				}
+	})
+	defer n.do(s.lookup.cancel)
+	for {
+		results, over := s.take(n)
+		for _, f := range results {
+			s.answered = true
+			if !each(f) {
+				return nil, nil
 			}
-			switch {
-			case len(results) > 0:
-				continue
-			case over && err == nil && s.lookup.successes == 0:
-				err = ErrNoNodes
-			}
-			if err != nil {
-				yield(found{}, err)
-			}
-			if over {
-				return
-			}
-			select {
-			case <-s.more:
-			case <-ctx.Done():
-				yield(found{}, context.Cause(ctx))
-				return
-			}
+		}
+		switch {
+		case !over:
+		case s.err != nil:
+			return nil, s.err
+		case !s.answered:
+			return nil, ErrNoNodes
+		default:
+			return s.closest, nil
+		}
+		select {
+		case <-s.more:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
 		}
 	}
 }
 
-// searching is a query whose answers are read by another goroutine. Its fields are guarded by the node's mutex.
+// searching is a query whose answers are read by another goroutine. Its fields are guarded by the node's mutex
+// until it is over.
 type searching struct {
-	lookup  *lookup
-	results []found
-	closest []found
-	over    bool
-	err     error
-	more    chan struct{}
+	lookup   *lookup
+	results  []found
+	closest  []found
+	answered bool // the reader has seen an answer
+	over     bool
+	err      error
+	more     chan struct{}
 }
 
 func (s *searching) wake() {
@@ -235,9 +226,10 @@ func (s *searching) wake() {
 	}
 }
 
-func (s *searching) take(n *Node) (results []found, over bool, err error) {
+// take returns the answers that came since the last call, and whether they are the last.
+func (s *searching) take(n *Node) (results []found, over bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	results, s.results = s.results, nil
-	return results, s.over, s.err
+	return results, s.over
 }

@@ -35,7 +35,7 @@
 // format leaves no choice in two cases. The id of a member makes the answer to an 11-byte PING 42 bytes long. And
 // the records and values asked for by LOOKUP, MUTABLE_GET and IMMUTABLE_GET cannot be sent in parts: what they
 // exceed the limit by is bounded per host, to 32 KiB a second and 256 KiB at once. Forwarded messages grow by at
-// most 12 bytes, and are bounded per host, too.
+// most 12 bytes, and are bounded per host, too. Our own queries are padded, so that they can be answered in full.
 //
 // # Limitations
 //

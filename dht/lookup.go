@@ -1,6 +1,7 @@
 package dht
 
 import (
+	"bytes"
 	"errors"
 	"net/netip"
 	"time"
@@ -166,10 +167,34 @@ func (l *lookup) run(now time.Time) {
 	}
 }
 
+// What requests of queries are padded to, so that nodes which answer strangers with no more than three times
+// what they sent can name all twenty closer nodes, and a record. The value of these commands is not looked at,
+// nor are bytes after the sequence number that is the value of a MUTABLE_GET.
+const (
+	findNodeSize = 55 // answer: 10 bytes, id, 20 nodes
+	querySize    = 84 // answer: 10 bytes, id, token, 20 nodes, a record with three relays
+)
+
+// padded returns the value of the query's requests, which are small otherwise.
+func (l *lookup) padded() []byte {
+	size := 2 + 2 + 6 + 1 + len(l.target) + 1 // all but the value
+	if l.n.idFor(l.n.defaultSocket()).set {
+		size += len(l.n.table.own)
+	}
+	want := querySize
+	if l.spec.command == cmdFindNode {
+		want = findNodeSize
+	}
+	if size+len(l.spec.value) >= want {
+		return l.spec.value
+	}
+	return append(bytes.Clone(l.spec.value), make([]byte, want-size-len(l.spec.value))...)
+}
+
 func (l *lookup) ask(now time.Time, to contact) {
 	spec := callSpec{
 		to: to.addr, member: true, command: l.spec.command, target: some(l.target),
-		value: l.spec.value, retries: l.spec.retries,
+		value: l.padded(), retries: l.spec.retries,
 		late: func(now time.Time) { l.late(to.addr); l.run(now) },
 	}
 	var c *call

@@ -1,0 +1,246 @@
+package dht
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"net/netip"
+	"time"
+
+	"omegatun/dht/compact"
+	"omegatun/dht/key"
+)
+
+// MaxValue is the largest value in bytes that is stored: it must fit a datagram on any path, with all that goes
+// with it.
+const MaxValue = 1000
+
+var (
+	// ErrNotFound reports that nobody who answered has the value.
+	ErrNotFound = errors.New("dht: not found")
+	// ErrTooLarge reports a value of more than [MaxValue] bytes.
+	ErrTooLarge = fmt.Errorf("dht: value is larger than %d bytes", MaxValue)
+)
+
+// Stored says how storing went.
+type Stored struct {
+	Nodes   []netip.AddrPort // that accepted, nearest first
+	Closest int              // nodes closest to the target, which were asked to
+	Refused *ReplyError      // the refusal of one that did not; nil: none did
+}
+
+// TopicReply is one node's answer to [Node.Lookup].
+type TopicReply struct {
+	From  netip.AddrPort
+	To    netip.AddrPort // our address as that node sees it
+	Peers []Record       // up to twenty of those announced
+	Bump  uint64         // ms since 1970; 0: none
+}
+
+// MutableReply is one node's answer to [Node.MutableValues].
+type MutableReply struct {
+	From  netip.AddrPort
+	Seq   uint64
+	Value []byte // owned by the caller
+}
+
+// Lookup asks the nodes closest to a topic who announced it, and yields the answers of those that know anyone,
+// as they come. Breaking out of the loop cancels the query; the last pair has an error as with [Node.FindPeer].
+// Anyone may announce anything: a record is not a proof.
+func (n *Node) Lookup(ctx context.Context, topic key.Target) iter.Seq2[TopicReply, error] {
+	return func(yield func(TopicReply, error) bool) {
+		_, err := n.search(ctx, lookupSpec{target: topic, command: cmdLookup}, func(f found) bool {
+			m, err := parseLookupReply(f.value)
+			if err != nil || len(m.peers) == 0 {
+				return true
+			}
+			return yield(TopicReply{From: f.addr, To: f.to, Peers: m.peers, Bump: m.bump}, nil)
+		})
+		if err != nil {
+			yield(TopicReply{}, err)
+		}
+	}
+}
+
+// Announce stores under topic that the owner of k can be reached, by way of relays, of which the first three
+// count. Nodes keep that for 13 to 27 minutes. It fails with [ErrNoNodes], or the refusal of a node if none
+// accepted.
+func (n *Node) Announce(ctx context.Context, topic key.Target, k key.Private, relays []netip.AddrPort) (Stored, error) {
+	r := Record{Key: k.Public(), Relays: relays}
+	return n.storeAt(ctx, lookupSpec{target: topic, command: cmdLookup}, func(f found) (callSpec, bool) {
+		m := announceMessage{peer: some(r)}
+		signAnnounce(k, cmdAnnounce, topic, f.id, f.token.v, &m)
+		return callSpec{command: cmdAnnounce, value: m.append(nil)}, true
+	})
+}
+
+// Unannounce has the nodes closest to topic forget what was announced for k.
+func (n *Node) Unannounce(ctx context.Context, topic key.Target, k key.Private) (Stored, error) {
+	return n.storeAt(ctx, lookupSpec{target: topic, command: cmdLookup}, func(f found) (callSpec, bool) {
+		known, err := parseLookupReply(f.value)
+		listed := len(known.peers) >= lookupLimit // ours may be one of those left out
+		for _, r := range known.peers {
+			listed = listed || r.Key == k.Public()
+		}
+		if err != nil || !listed {
+			return callSpec{}, false
+		}
+		m := announceMessage{peer: some(Record{Key: k.Public()})}
+		signAnnounce(k, cmdUnannounce, topic, f.id, f.token.v, &m)
+		return callSpec{command: cmdUnannounce, value: m.append(nil)}, true
+	})
+}
+
+// PutImmutable stores value under its hash, which it returns. Nodes keep it for 32 to 64 hours after it was
+// last asked for.
+func (n *Node) PutImmutable(ctx context.Context, value []byte) (key.Target, Stored, error) {
+	target := key.Hash(value)
+	if len(value) > MaxValue {
+		return target, Stored{}, ErrTooLarge
+	}
+	if value == nil {
+		value = []byte{}
+	}
+	s, err := n.storeAt(ctx, lookupSpec{target: target, command: cmdImmutableGet}, func(found) (callSpec, bool) {
+		return callSpec{command: cmdImmutablePut, value: value}, true
+	})
+	return target, s, err
+}
+
+// GetImmutable returns the value whose hash is target. It fails with [ErrNotFound].
+func (n *Node) GetImmutable(ctx context.Context, target key.Target) (value []byte, err error) {
+	ok := false
+	_, err = n.search(ctx, lookupSpec{target: target, command: cmdImmutableGet}, func(f found) bool {
+		if f.value != nil && key.Hash(f.value) == target {
+			value, ok = f.value, true
+		}
+		return !ok
+	})
+	if err == nil && !ok {
+		err = ErrNotFound
+	}
+	return value, err
+}
+
+// PutMutable stores value under k's public key, in place of values with lower sequence numbers. If another
+// value was stored with the same number, or any with a higher one, nodes refuse with a [ReplyError]; that is the
+// error if all do.
+func (n *Node) PutMutable(ctx context.Context, k key.Private, seq uint64, value []byte) (Stored, error) {
+	if len(value) > MaxValue {
+		return Stored{}, ErrTooLarge
+	}
+	if seq > compact.MaxUint {
+		return Stored{}, fmt.Errorf("dht: sequence number %d is too large", seq)
+	}
+	put := mutablePut{key: k.Public(), record: signMutable(k, seq, value)}
+	wire := put.append(nil)
+	spec := lookupSpec{target: k.Public().Target(), command: cmdMutableGet, value: compact.AppendUint(nil, 0)}
+	return n.storeAt(ctx, spec, func(found) (callSpec, bool) {
+		return callSpec{command: cmdMutablePut, value: wire}, true
+	})
+}
+
+// MutableValues yields the values stored under k with a sequence number of at least seq, as the answers come:
+// most of them alike, some older. All are signed by k's owner.
+func (n *Node) MutableValues(ctx context.Context, k key.Public, seq uint64) iter.Seq2[MutableReply, error] {
+	spec := lookupSpec{target: k.Target(), command: cmdMutableGet, value: compact.AppendUint(nil, seq)}
+	return func(yield func(MutableReply, error) bool) {
+		_, err := n.search(ctx, spec, func(f found) bool {
+			m, err := parseMutable(f.value)
+			if err != nil || m.seq < seq || !m.verify(k) {
+				return true
+			}
+			return yield(MutableReply{From: f.addr, Seq: m.seq, Value: m.value}, nil)
+		})
+		if err != nil {
+			yield(MutableReply{}, err)
+		}
+	}
+}
+
+// GetMutable returns the value with the highest sequence number stored under k, that is at least seq. It asks
+// all the nodes closest to k, so that no older value is taken for the latest. It fails with [ErrNotFound].
+func (n *Node) GetMutable(ctx context.Context, k key.Public, seq uint64) (best MutableReply, err error) {
+	for m, err := range n.MutableValues(ctx, k, seq) {
+		if err != nil {
+			return MutableReply{}, err
+		}
+		if !best.From.IsValid() || m.Seq > best.Seq {
+			best = m
+		}
+	}
+	if !best.From.IsValid() {
+		return best, ErrNotFound
+	}
+	return best, nil
+}
+
+// storeAt runs a query, and then sends what makes returns to each of the closest nodes, with its token.
+func (n *Node) storeAt(
+	ctx context.Context, spec lookupSpec, makes func(f found) (callSpec, bool),
+) (s Stored, err error) {
+	closest, err := n.search(ctx, spec, func(found) bool { return true })
+	if err != nil {
+		return Stored{}, err
+	}
+	if len(closest) == 0 {
+		return Stored{}, ErrNoNodes
+	}
+	type result struct {
+		i   int
+		a   *answer
+		err error
+	}
+	results := make(chan result, len(closest))
+	var calls []*call
+	n.do(func(now time.Time) {
+		for i, f := range closest {
+			if !f.token.set {
+				continue
+			}
+			c, ok := makes(f)
+			if !ok {
+				continue
+			}
+			c.to, c.member, c.token, c.target, c.retries = f.addr, true, f.token, some(spec.target), defaultRetries
+			s.Closest++
+			calls = append(calls, n.call(now, c, func(_ time.Time, a *answer, err error) {
+				results <- result{i, a, err}
+			}))
+		}
+	})
+	accepted := make([]bool, len(closest))
+	for range s.Closest {
+		select {
+		case r := <-results:
+			switch {
+			case r.err != nil:
+				err = r.err
+			case r.a.code != 0:
+				s.Refused = &ReplyError{Code: r.a.code}
+			default:
+				accepted[r.i] = true
+			}
+		case <-ctx.Done():
+			n.do(func(now time.Time) {
+				for _, c := range calls {
+					n.cancel(now, c)
+				}
+			})
+			return s, context.Cause(ctx)
+		}
+	}
+	for i, ok := range accepted {
+		if ok {
+			s.Nodes = append(s.Nodes, closest[i].addr)
+		}
+	}
+	switch {
+	case len(s.Nodes) > 0 || s.Closest == 0:
+		return s, nil
+	case s.Refused != nil:
+		return s, s.Refused
+	}
+	return s, err
+}

@@ -1,0 +1,149 @@
+package dht
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"omegatun/dht/key"
+)
+
+func TestTopics(t *testing.T) {
+	bubble(t, func(t *testing.T, w *testNet) {
+		nodes := w.members(40)
+		a, b := w.peer(false, nodes[0]), w.peer(true, nodes[1])
+		topic := key.Hash([]byte("topic"))
+		ka, kb := key.Generate(), key.Generate()
+		relays := addrList("1.1.1.1:1", "2.2.2.2:2")
+		for _, who := range []struct {
+			n *testNode
+			k key.Private
+		}{{a, ka}, {b, kb}} {
+			s, err := who.n.Announce(t.Context(), topic, who.k, relays)
+			if err != nil || len(s.Nodes) != bucketSize || s.Closest != bucketSize || s.Refused != nil {
+				t.Fatalf("announce: %+v, %v", s, err)
+			}
+		}
+		lookup := func() map[key.Public]int {
+			seen := make(map[key.Public]int)
+			for r, err := range a.Lookup(t.Context(), topic) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, p := range r.Peers {
+					if !p.Equal(Record{Key: p.Key, Relays: relays}) {
+						t.Errorf("record %+v", p)
+					}
+					seen[p.Key]++
+				}
+			}
+			return seen
+		}
+		if got := lookup(); got[ka.Public()] < 15 || got[kb.Public()] < 15 || len(got) != 2 {
+			t.Errorf("found %v", got)
+		}
+		if s, err := a.Unannounce(t.Context(), topic, ka); err != nil || len(s.Nodes) < 15 {
+			t.Errorf("unannounce: %+v, %v", s, err)
+		}
+		if got := lookup(); got[ka.Public()] != 0 || got[kb.Public()] < 15 {
+			t.Errorf("after unannouncing one: %v", got)
+		}
+		if s, err := a.Unannounce(t.Context(), topic, ka); err != nil || s.Closest != 0 {
+			t.Errorf("unannounce again: %+v, %v", s, err)
+		}
+		time.Sleep(30 * time.Minute)
+		if got := lookup(); len(got) != 0 {
+			t.Errorf("after half an hour: %v", got)
+		}
+	})
+}
+
+func TestImmutable(t *testing.T) {
+	bubble(t, func(t *testing.T, w *testNet) {
+		nodes := w.members(30)
+		a, b := w.peer(false, nodes[0]), w.peer(false, nodes[1])
+		for _, value := range [][]byte{nil, []byte("value"), make([]byte, MaxValue)} {
+			target, s, err := a.PutImmutable(t.Context(), value)
+			if err != nil || target != key.Hash(value) || len(s.Nodes) != bucketSize {
+				t.Fatalf("put: %+v, %v", s, err)
+			}
+			if got, err := b.GetImmutable(t.Context(), target); err != nil || !bytes.Equal(got, value) {
+				t.Errorf("get: %q, %v", got, err)
+			}
+		}
+		if _, _, err := a.PutImmutable(t.Context(), make([]byte, MaxValue+1)); !errors.Is(err, ErrTooLarge) {
+			t.Errorf("put of too much: %v", err)
+		}
+		if _, err := b.GetImmutable(t.Context(), key.Target{1}); !errors.Is(err, ErrNotFound) {
+			t.Errorf("get of nothing: %v", err)
+		}
+		w.cut(a.host, true)
+		if _, err := a.GetImmutable(t.Context(), key.Target{1}); !errors.Is(err, ErrNoNodes) {
+			t.Errorf("get without a network: %v", err)
+		}
+	})
+}
+
+func TestMutable(t *testing.T) {
+	bubble(t, func(t *testing.T, w *testNet) {
+		nodes := w.members(30)
+		a, b := w.peer(false, nodes[0]), w.peer(false, nodes[1])
+		k := key.Generate()
+		if _, err := b.GetMutable(t.Context(), k.Public(), 0); !errors.Is(err, ErrNotFound) {
+			t.Errorf("get of nothing: %v", err)
+		}
+		if s, err := a.PutMutable(t.Context(), k, 3, []byte("three")); err != nil || len(s.Nodes) != bucketSize {
+			t.Fatalf("put: %+v, %v", s, err)
+		}
+		var refused *ReplyError
+		if s, err := a.PutMutable(t.Context(), k, 3, []byte("other")); !errors.As(err, &refused) || refused.Code != CodeSeqReused || len(s.Nodes) != 0 {
+			t.Errorf("put with the same seq: %+v, %v", s, err)
+		}
+		if _, err := a.PutMutable(t.Context(), k, 2, []byte("two")); !errors.As(err, &refused) || refused.Code != CodeSeqTooLow {
+			t.Errorf("put with a lower seq: %v", err)
+		}
+		if _, err := a.PutMutable(t.Context(), k, 4, []byte("four")); err != nil {
+			t.Error(err)
+		}
+		if m, err := b.GetMutable(t.Context(), k.Public(), 0); err != nil || m.Seq != 4 || string(m.Value) != "four" {
+			t.Errorf("get: %+v, %v", m, err)
+		}
+		if _, err := b.GetMutable(t.Context(), k.Public(), 5); !errors.Is(err, ErrNotFound) {
+			t.Errorf("get of a later one: %v", err)
+		}
+		if _, err := a.PutMutable(t.Context(), k, 1<<60, nil); err == nil {
+			t.Error("put with a seq that the reference cannot read")
+		}
+		if _, err := a.PutMutable(t.Context(), k, 9, make([]byte, MaxValue+1)); !errors.Is(err, ErrTooLarge) {
+			t.Errorf("put of too much: %v", err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := a.PutMutable(ctx, k, 10, nil); !errors.Is(err, context.Canceled) {
+			t.Errorf("put with a context that ended: %v", err)
+		}
+	})
+}
+
+func TestForgedMutableValuesAreNotYielded(t *testing.T) {
+	bubble(t, func(t *testing.T, w *testNet) {
+		nodes := w.members(2)
+		a := w.peer(false, nodes[0])
+		k := key.Generate()
+		if _, err := a.PutMutable(t.Context(), k, 1, []byte("true")); err != nil {
+			t.Fatal(err)
+		}
+		liar := nodes[0]
+		liar.do(func(now time.Time) {
+			m := signMutable(key.Generate(), 9, []byte("forged"))
+			liar.store.mutables.set(k.Public().Target(), m, now)
+		})
+		for m, err := range a.MutableValues(t.Context(), k.Public(), 0) {
+			if err != nil || string(m.Value) != "true" {
+				t.Errorf("%+v, %v", m, err)
+			}
+		}
+	})
+}
