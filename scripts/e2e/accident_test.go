@@ -47,7 +47,7 @@ func TestOneGigabyteOverABadLine(t *testing.T) {
 	bootstrap := e2etest.GoNodes(t, l, nodes)
 	a := e2etest.Site(t, l, "a", func(n *netlab.NAT) { n.Link = &netlab.Impairment{Seed: accidents.Seed} })
 	b := e2etest.Site(t, l, "b", nil)
-	tun := e2etest.NewTunnel(t, bootstrap, a, b)
+	tun := e2etest.NewTunnel(t, bootstrap, a.Host(), b.Host())
 	a.Link.Set(accidents)
 	ctx := e2etest.Within(t, accidentLimit)
 	for i, p := range tun.Peers {

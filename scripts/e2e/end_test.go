@@ -27,7 +27,7 @@ func TestUpAfterTheDaemonEnded(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			l := e2etest.Lab(t)
 			bootstrap := e2etest.GoNodes(t, l, nodes)
-			tun := e2etest.NewTunnel(t, bootstrap, e2etest.Site(t, l, "a", nil), e2etest.Site(t, l, "b", nil))
+			tun := e2etest.NewTunnel(t, bootstrap, e2etest.Site(t, l, "a", nil).Host(), e2etest.Site(t, l, "b", nil).Host())
 			tun.Ping(t, 0)
 			first := whileUp(t, tun.Peers[0].Net)
 

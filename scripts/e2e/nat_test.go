@@ -30,7 +30,7 @@ func TestTwoHostsBehindTwoNATs(t *testing.T) {
 			l := e2etest.Lab(t)
 			bootstrap := e2etest.GoNodes(t, l, nodes)
 			a, b := e2etest.Site(t, l, "a", nil), e2etest.Site(t, l, "b", row.change)
-			tun := e2etest.NewTunnel(t, bootstrap, a, b)
+			tun := e2etest.NewTunnel(t, bootstrap, a.Host(), b.Host())
 			t.Logf("first replies %v and %v after up", tun.Reply[0], tun.Reply[1])
 			tun.Ping(t, 0)
 			tun.Ping(t, 1)
@@ -39,6 +39,7 @@ func TestTwoHostsBehindTwoNATs(t *testing.T) {
 			tun.Download(t, 0, tun.Peers[0].IPv6, 100<<20, time.Minute)
 			tun.Download(t, 1, tun.Peers[1].IPv4, 100<<20, time.Minute)
 			wantDirect(t, l, a, b, 2*100<<20)
+			tun.WantPath(t, "direct")
 			tun.Stop(t)
 		})
 	}
@@ -64,5 +65,42 @@ func wantDirect(t *testing.T, l *netlab.Lab, a, b *netlab.Site, bytes uint64) {
 	}
 	if direct < bytes || atNodes > 10<<20 {
 		t.Errorf("%d bytes went directly, want at least %d; %d over the DHT nodes, want next to none", direct, bytes, atNodes)
+	}
+}
+
+// Two hosts in the same home meet there, and nothing of what they say to each other leaves it.
+func TestTwoHostsOnOneLAN(t *testing.T) {
+	l := e2etest.Lab(t)
+	bootstrap := e2etest.GoNodes(t, l, nodes)
+	home := e2etest.Site(t, l, "a", func(n *netlab.NAT) { n.Hosts = 2 })
+	tun := e2etest.NewTunnel(t, bootstrap, home.Hosts[0], home.Hosts[1])
+	tun.Ping(t, 0)
+	tun.Ping(t, 1)
+	tun.Download(t, 0, tun.Peers[0].IPv6, 10<<20, time.Minute)
+	tun.WantPath(t, "lan")
+	if atNodes, err := l.NodeBytes(); err != nil || atNodes > 1<<20 {
+		t.Errorf("%d bytes left the home, %v, want next to none", atNodes, err)
+	}
+	tun.Stop(t)
+}
+
+// One host has a public address, so that nothing has to be punched; whichever end the other one is.
+func TestOpenHost(t *testing.T) {
+	for i, name := range []string{"first", "second"} {
+		t.Run(name, func(t *testing.T) {
+			l := e2etest.Lab(t)
+			bootstrap := e2etest.GoNodes(t, l, nodes)
+			open, err := l.Open("open", netip.MustParseAddr("192.88.99.110"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			hosts := [2]*netlab.Net{open, e2etest.Site(t, l, "b", nil).Host()}
+			tun := e2etest.NewTunnel(t, bootstrap, hosts[i], hosts[1-i])
+			tun.Ping(t, 0)
+			tun.Ping(t, 1)
+			tun.Download(t, 0, tun.Peers[0].IPv6, 10<<20, time.Minute)
+			tun.WantPath(t, "direct")
+			tun.Stop(t)
+		})
 	}
 }

@@ -93,7 +93,7 @@ func TestForeignInnerSourceIsDroppedAndCounted(t *testing.T) {
 	l := e2etest.Lab(t)
 	bootstrap := e2etest.GoNodes(t, l, nodes)
 	claimed := netip.MustParseAddr("10.64.7.7")
-	tun := e2etest.NewTunnel(t, bootstrap, e2etest.Site(t, l, "a", nil), e2etest.Site(t, l, "b", nil),
+	tun := e2etest.NewTunnel(t, bootstrap, e2etest.Site(t, l, "a", nil).Host(), e2etest.Site(t, l, "b", nil).Host(),
 		"", `ipv4 = "`+claimed.String()+`"`)
 	a, b := tun.Peers[0], tun.Peers[1]
 	const reason = "source not allowed"
@@ -113,7 +113,7 @@ func TestForeignInnerSourceIsDroppedAndCounted(t *testing.T) {
 func TestForeignSourceDoesNotLeaveTheHost(t *testing.T) {
 	l := e2etest.Lab(t)
 	bootstrap := e2etest.GoNodes(t, l, nodes)
-	tun := e2etest.NewTunnel(t, bootstrap, e2etest.Site(t, l, "a", nil), e2etest.Site(t, l, "b", nil))
+	tun := e2etest.NewTunnel(t, bootstrap, e2etest.Site(t, l, "a", nil).Host(), e2etest.Site(t, l, "b", nil).Host())
 	a, b := tun.Peers[0], tun.Peers[1]
 	before := dropped(t, a, b)
 	for _, row := range []struct {

@@ -15,7 +15,7 @@ func TestTunnelThroughAJavaScriptDHT(t *testing.T) {
 	addrs := e2etest.PublicAddrs(t, l, nodes)
 	startDHT(t, javascript, l.Internet, addrs)
 	a, b := e2etest.Site(t, l, "a", nil), e2etest.Site(t, l, "b", nil)
-	tun := e2etest.NewTunnel(t, addrs[0].String(), a, b)
+	tun := e2etest.NewTunnel(t, addrs[0].String(), a.Host(), b.Host())
 	t.Logf("first replies %v and %v after up", tun.Reply[0], tun.Reply[1])
 	tun.Ping(t, 0)
 	tun.Ping(t, 1)

@@ -74,18 +74,14 @@ func (l *Lab) Site(name string, nat NAT) (*Site, error) {
 	if s.Link, err = l.cable(l.Internet, "to-"+name, s.Router, "wan", nat.Link); err != nil {
 		return nil, err
 	}
-	wan, flags := nat.WAN.String(), ""
+	flags := ""
 	if nat.Random {
 		flags = "fully-random"
 	}
 	gateway := nat.LAN.Masked().Addr().Next()
 	lan := func(a netip.Addr) string { return netip.PrefixFrom(a, nat.LAN.Bits()).String() }
 	err = errors.Join(
-		l.Internet.Run("ip", "addr", "add", provider+"/32", "dev", "to-"+name),
-		l.Internet.Run("ip", "route", "add", wan+"/32", "dev", "to-"+name),
-		s.Router.Run("ip", "addr", "add", wan+"/32", "dev", "wan"),
-		s.Router.Run("ip", "route", "add", provider, "dev", "wan", "src", wan),
-		s.Router.Run("ip", "route", "add", "default", "via", provider, "dev", "wan", "src", wan),
+		l.access("to-"+name, s.Router, "wan", nat.WAN),
 		s.Router.Input(fmt.Sprintf(routerRules, flags), "nft", "-f", "-"),
 		s.Router.Run("ip", "link", "add", "lan", "type", "bridge"),
 		s.Router.Run("ip", "link", "set", "lan", "up"),
@@ -122,6 +118,30 @@ func (l *Lab) Site(name string, nat NAT) (*Site, error) {
 		addr = addr.Next()
 	}
 	return s, nil
+}
+
+// Open adds a host with a public address: no router, no filter.
+func (l *Lab) Open(name string, addr netip.Addr) (*Net, error) {
+	h, err := l.newNet(name)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := l.cable(l.Internet, "to-"+name, h, "eth0", nil); err != nil {
+		return nil, err
+	}
+	return h, l.access("to-"+name, h, "eth0", addr)
+}
+
+// access gives the far end of a cable a public address.
+func (l *Lab) access(near string, n *Net, far string, addr netip.Addr) error {
+	a := addr.String()
+	return errors.Join(
+		l.Internet.Run("ip", "addr", "add", provider+"/32", "dev", near),
+		l.Internet.Run("ip", "route", "add", a+"/32", "dev", near),
+		n.Run("ip", "addr", "add", a+"/32", "dev", far),
+		n.Run("ip", "route", "add", provider, "dev", far, "src", a),
+		n.Run("ip", "route", "add", "default", "via", provider, "dev", far, "src", a),
+	)
 }
 
 // cable joins two namespaces: a pair of virtual Ethernet devices, or a [Link] if it is to be impaired.

@@ -19,7 +19,6 @@ const ReplyLimit = 3 * time.Second
 
 // Tunnel is two hosts, each with the other as its peer.
 type Tunnel struct {
-	Sites [2]*netlab.Site
 	Peers [2]*peer.Peer
 	Ups   [2]*peer.Up
 	// Before is the state of each host's network before "up".
@@ -28,17 +27,17 @@ type Tunnel struct {
 	Reply [2]time.Duration
 }
 
-// NewTunnel makes an identity on the first host of each site, brings both up at once, and waits until each had a
+// NewTunnel makes an identity on each of two hosts, brings both up at once, and waits until each had a
 // reply from the other. Each of config is text for the configuration file of one of them.
-func NewTunnel(t testing.TB, bootstrap string, a, b *netlab.Site, config ...string) *Tunnel {
+func NewTunnel(t testing.TB, bootstrap string, a, b *netlab.Net, config ...string) *Tunnel {
 	t.Helper()
-	tun := &Tunnel{Sites: [2]*netlab.Site{a, b}}
-	for i, s := range tun.Sites {
-		tun.Peers[i] = Peer(t, s.Host(), bootstrap)
+	tun := &Tunnel{}
+	for i, n := range []*netlab.Net{a, b} {
+		tun.Peers[i] = Peer(t, n, bootstrap)
 		if i < len(config) {
 			Configure(t, tun.Peers[i], config[i])
 		}
-		tun.Before[i] = Snapshot(t, s.Host())
+		tun.Before[i] = Snapshot(t, n)
 	}
 	for i, p := range tun.Peers {
 		tun.Ups[i] = Up(t, p, tun.Peers[1-i].Key)
@@ -122,6 +121,21 @@ func (tun *Tunnel) Session(t testing.TB, addr netip.Addr) {
 		return
 	}
 	t.Logf("session with %v: echo after %v, at most %v", addr, stats.Median, stats.Most)
+}
+
+// WantPath checks the kind of path that the daemons say they use.
+func (tun *Tunnel) WantPath(t testing.TB, kind string) {
+	t.Helper()
+	for i, p := range tun.Peers {
+		s, err := p.Status()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if other, _ := s.Peer(tun.Peers[1-i].Key); other.State != "connected" || other.Path.Kind != kind {
+			t.Errorf("%s: the peer is %s on a %s path to %s, want connected on a %s path", p.Net.Name,
+				other.State, other.Path.Kind, other.Path.Remote, kind)
+		}
+	}
 }
 
 // Stop interrupts both ends, as Ctrl-C would, and checks that the hosts are as they were before.
