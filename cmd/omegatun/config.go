@@ -25,7 +25,7 @@ of them optional. A setting that is not known is an error.
 
   name = "laptop"                      # this machine's name; default: the host's
   port = 49737                         # UDP port; default: any free one
-  interface = "omega0"                 # name of the network interface
+  interface = "omega0"                 # network interface; default: omega0, omega1, …
   ipv4 = "10.64.0.7"                   # instead of the address that follows from the key
   bootstrap = ["203.0.113.9:49737"]    # DHT nodes to start from; default: the public network
 
@@ -116,7 +116,11 @@ func configText(c *config.Config) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "name = %q\n", machineName(c))
 	fmt.Fprintf(&b, "port = %d\n", c.Port)
-	fmt.Fprintf(&b, "interface = %q\n", c.Interface)
+	if c.Interface == "" {
+		b.WriteString("# interface: the first free one of omega0, omega1, …\n")
+	} else {
+		fmt.Fprintf(&b, "interface = %q\n", c.Interface)
+	}
 	if c.IPv4.IsValid() {
 		fmt.Fprintf(&b, "ipv4 = %q\n", c.IPv4)
 	}

@@ -6,6 +6,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 	"os/signal"
@@ -23,6 +24,8 @@ var commands = []struct {
 	group string
 	make  func(*env) *cobra.Command
 }{
+	{"connect", newUp},
+	{"connect", newUp},
 	{"connect", newDown},
 	{"connect", newAdd},
 	{"connect", newRm},
@@ -33,6 +36,12 @@ var commands = []struct {
 	{"identity", newKey},
 	{"identity", newIP},
 	{"identity", newWhois},
+	{"access", newListen},
+	{"access", newConnect},
+	{"dht", newNode},
+	{"access", newListen},
+	{"access", newConnect},
+	{"dht", newNode},
 	{"operate", newConfig},
 	{"operate", newVersion},
 }
@@ -40,6 +49,10 @@ var commands = []struct {
 var groups = []*cobra.Group{
 	{ID: "connect", Title: "Connect:"},
 	{ID: "identity", Title: "Identity:"},
+	{ID: "access", Title: "Streams:"},
+	{ID: "dht", Title: "DHT:"},
+	{ID: "access", Title: "Streams:"},
+	{ID: "dht", Title: "DHT:"},
 	{ID: "operate", Title: "Operate:"},
 }
 
@@ -67,7 +80,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return int(exit.OK)
 	}
 	failure := exit.From(err)
-	if failure.Code == exit.Interrupted {
+	if failure.Code == exit.Interrupted || ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
 		failure = exit.New(exit.Interrupted, "interrupted")
 	}
 	if !e.flagsParsed { // --json may stand behind what could not be parsed

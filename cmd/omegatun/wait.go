@@ -1,13 +1,10 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"omegatun/cmd/omegatun/internal/exit"
 	"omegatun/dht/key"
 )
 
@@ -19,7 +16,8 @@ func newWait(e *env) *cobra.Command {
 		Long: `Waits until there is a connection to the peer, which the running omegatun opens if need
 be; without a peer, until this machine can be found by its peers. It prints nothing.
 
-Exit status 3: no omegatun is running. 5: no such peer. 9: it took too long.`,
+Exit status 3: no omegatun is running. 5: no such peer. 6: it was not found. 7: no path
+to it. 8: it does not answer. 9: it took too long.`,
 		Example: `  omegatun wait desk && ssh desk
   omegatun wait --timeout 1m`,
 		Args: takes(0, 1),
@@ -36,13 +34,7 @@ Exit status 3: no omegatun is running. 5: no such peer. 9: it took too long.`,
 			if err != nil {
 				return err
 			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
-			defer cancel()
-			err = client.Wait(ctx, peer)
-			if errors.Is(err, context.DeadlineExceeded) {
-				return exit.New(exit.Timeout, "not within %v", timeout).WithTry("omegatun status")
-			}
-			return err
+			return client.Wait(cmd.Context(), peer, timeout)
 		},
 	}
 	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait")

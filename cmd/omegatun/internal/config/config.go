@@ -3,7 +3,7 @@
 //
 //	name = "laptop"                            # shown to peers, and the first label of this machine's name
 //	port = 49737                               # UDP port, 0 or missing: any free one
-//	interface = "omega0"                       # name of the network interface
+//	interface = "omega0"                       # name of the network interface; missing: omega0, omega1, …
 //	ipv4 = "10.64.0.7"                         # instead of the address that follows from the key
 //	bootstrap = ["203.0.113.9:49737"]          # DHT nodes to start from; missing: the public network
 //
@@ -31,9 +31,6 @@ import (
 	"omegatun/dht/key"
 )
 
-// DefaultInterface is the name of the network interface if the configuration has none.
-const DefaultInterface = "omega0"
-
 // maxFileBytes bounds what is read from a configuration file.
 const maxFileBytes = 16 << 20
 
@@ -41,7 +38,7 @@ const maxFileBytes = 16 << 20
 type Config struct {
 	Name      string     // of this machine, a DNS label; empty: the host's own name
 	Port      uint16     // UDP port; 0: any free one
-	Interface string     // name of the network interface, never empty after Load
+	Interface string     // name of the network interface; empty: the first free one of omega0, omega1, …
 	IPv4      netip.Addr // of this machine; zero: what follows from its key
 	Bootstrap []string   // host:port or ip@host:port; nil: the public network
 	Peers     Peers      // in the order of the files, the person's first
@@ -87,7 +84,7 @@ type peer struct {
 // Load reads the configuration at path and the peers at peersPath. A missing file is an empty one, except that path
 // must exist if mustExist is set. Errors are [exit.Error]s that name the file and, where there is one, the line.
 func Load(path string, mustExist bool, peersPath string) (*Config, error) {
-	c := &Config{Interface: DefaultInterface}
+	c := new(Config)
 	text, err := read(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && !mustExist:

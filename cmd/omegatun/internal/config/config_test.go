@@ -42,7 +42,7 @@ func TestLoadWithoutFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Interface != DefaultInterface || c.Bootstrap != nil || len(c.Peers) != 0 || c.Port != 0 {
+	if c.Interface != "" || c.Name != "" || c.Bootstrap != nil || len(c.Peers) != 0 || c.Port != 0 {
 		t.Errorf("Load without files: %+v, want the defaults", c)
 	}
 	if _, err := Load(filepath.Join(t.TempDir(), "x"), true, ""); exit.From(err).Code != exit.Usage {

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"syscall"
+	"time"
 
 	"omegatun/cmd/omegatun/internal/exit"
 	"omegatun/dht/key"
@@ -59,9 +60,10 @@ func (c *Client) Ping(ctx context.Context, ping Ping, do func(Pong) error) error
 	return decodeEach(c.lines(ctx, http.MethodPost, "/v1/ping", ping), do)
 }
 
-// Wait returns when the daemon has a way to the peer; for the zero key, when its peers can find it.
-func (c *Client) Wait(ctx context.Context, peer key.Public) error {
-	return c.call(ctx, http.MethodPost, "/v1/wait", map[string]any{"peer": peer}, nil)
+// Wait returns when the daemon has a way to the peer; for the zero key, when its peers can find it. After timeout the
+// error says why it has not; 0: never.
+func (c *Client) Wait(ctx context.Context, peer key.Public, timeout time.Duration) error {
+	return c.call(ctx, http.MethodPost, "/v1/wait", waitRequest{Peer: peer, TimeoutMS: timeout.Milliseconds()}, nil)
 }
 
 // Reload has the daemon read its configuration again.

@@ -3,7 +3,7 @@
 //	GET  /v1/status                       a Status
 //	GET  /v1/events                       Events, one object a line, until either side ends
 //	POST /v1/up     {"peers":[key]}       the Events of these peers, until each is connected or has failed
-//	POST /v1/wait   {"peer":key}          empty when the peer, or without one the DHT, is reachable
+//	POST /v1/wait   {"peer","timeout_ms"} empty when the peer, or without one the DHT, is reachable
 //	POST /v1/ping   {"peer",…}            Pongs, one object a line
 //	POST /v1/reload                       empty when the configuration has been read again
 //	POST /v1/down                         empty when everything on the host is undone
@@ -36,7 +36,8 @@ type Daemon interface {
 	Events(ctx context.Context, emit func(Event) error) error
 	// Up admits and dials peers, until the daemon stops. It calls emit for the outcome of each and returns then.
 	Up(ctx context.Context, peers []key.Public, emit func(Event) error) error
-	// Wait returns when the peer is connected; for the zero key, when the daemon can be found by its peers.
+	// Wait returns when the peer is connected; for the zero key, when the daemon can be found by its peers. If ctx
+	// ends first, the error says why that is so.
 	Wait(ctx context.Context, peer key.Public) error
 	// Ping measures the way to a peer through the tunnel, and calls emit for each answer and each lack of one.
 	Ping(ctx context.Context, ping Ping, emit func(Pong) error) error
@@ -112,7 +113,7 @@ type Path struct {
 //
 //	interface  Name, MTU, IPv6, IPv4
 //	listening  Key: peers can find this machine
-//	peer       Key, PeerName, State; "connected": Path, Remote, MS; "failed": Code, Reason, Try
+//	peer       Key, PeerName, State; "connected": Path, Remote, MS; "failed", "disconnected": Code, Reason, Try
 //	note       Reason, Try: what a person should know
 //	down       nothing
 type Event struct {

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"omegatun/cmd/omegatun/internal/exit"
 	"omegatun/dht/key"
@@ -150,7 +151,7 @@ func TestErrorsArriveAsTheyAre(t *testing.T) {
 	c := serve(t, &fakeDaemon{err: exit.New(exit.Usage, "the configuration is bad").WithTry("correct it")})
 	for name, call := range map[string]func() error{
 		"status": func() error { _, err := c.Status(t.Context()); return err },
-		"wait":   func() error { return c.Wait(t.Context(), key.Public{}) },
+		"wait":   func() error { return c.Wait(t.Context(), key.Public{}, 0) },
 		"reload": func() error { return c.Reload(t.Context()) },
 		"down":   func() error { return c.Down(t.Context()) },
 		"ping":   func() error { return c.Ping(t.Context(), Ping{Count: 1}, func(Pong) error { return nil }) },
@@ -213,6 +214,40 @@ func TestServerThatClosesEndsStreams(t *testing.T) {
 	<-d.ended
 	if err := <-done; err == nil {
 		t.Error("Events ended without an error although the daemon's did not")
+	}
+}
+
+func TestWaitEndsWithItsTimeout(t *testing.T) {
+	d := &fakeDaemon{block: true, ended: make(chan struct{})}
+	c := serve(t, d)
+	if e := exit.From(c.Wait(t.Context(), key.Public{}, time.Millisecond)); e == nil || e.Code != exit.Timeout {
+		t.Errorf("Wait: %v, want status %d", e, exit.Timeout)
+	}
+	<-d.ended
+}
+
+func TestRetireLeavesRoomForTheNext(t *testing.T) {
+	path := socketPath(t)
+	l, err := Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &fakeDaemon{block: true, ended: make(chan struct{})}
+	old := Serve(l, d, nil)
+	old.Retire()
+	l, err = Listen(path)
+	if err != nil {
+		t.Fatalf("Listen after Retire: %v", err)
+	}
+	next := Serve(l, &fakeDaemon{status: new(Status)}, nil)
+	if err := old.Close(); err != nil {
+		t.Errorf("Close after Retire: %v", err)
+	}
+	if _, err := NewClient(path).Status(t.Context()); err != nil {
+		t.Errorf("the next one does not answer: %v", err)
+	}
+	if err := next.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

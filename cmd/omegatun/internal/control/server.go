@@ -72,6 +72,7 @@ func socketError(path string, err error) error {
 // Server answers on the socket. Make one with [Serve].
 type Server struct {
 	http   *http.Server
+	socket *net.UnixListener
 	done   chan struct{}
 	cancel context.CancelFunc
 	daemon Daemon
@@ -84,7 +85,7 @@ func Serve(l *net.UnixListener, d Daemon, log *slog.Logger) *Server {
 		log = slog.New(slog.DiscardHandler)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &Server{done: make(chan struct{}), cancel: cancel, daemon: d, log: log}
+	s := &Server{socket: l, done: make(chan struct{}), cancel: cancel, daemon: d, log: log}
 	s.http = &http.Server{
 		Handler:           s.handler(),
 		ReadHeaderTimeout: 10 * time.Second,
@@ -95,21 +96,28 @@ func Serve(l *net.UnixListener, d Daemon, log *slog.Logger) *Server {
 			return context.WithValue(ctx, callerKey{}, checkCaller(c))
 		},
 	}
-	go func() { // ends when Close closes l
+	go func() { // ends when Retire closes l
 		defer close(s.done)
-		if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 			log.Error("the control socket failed", "error", err)
 		}
 	}()
 	return s
 }
 
+// Retire removes the socket, so that the next daemon can make its own. Calls that have begun go on.
+func (s *Server) Retire() { s.socket.Close() }
+
 // Close ends the server: streams are cut, other answers have up to a second to be read. It waits for them.
 func (s *Server) Close() error {
+	s.Retire()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	s.cancel()
 	err := s.http.Shutdown(ctx)
+	if errors.Is(err, net.ErrClosed) { // by Retire
+		err = nil
+	}
 	if err != nil {
 		err = s.http.Close()
 	}
@@ -178,12 +186,17 @@ func (s *Server) handler() http.Handler {
 		}))
 	})
 	mux.HandleFunc("POST /v1/wait", func(w http.ResponseWriter, r *http.Request) {
-		var req struct{ Peer key.Public }
-		err := decode(w, r, &req)
-		if err == nil {
-			err = s.daemon.Wait(r.Context(), req.Peer)
+		var req waitRequest
+		if err := decode(w, r, &req); err != nil {
+			s.fail(w, err)
+			return
 		}
-		s.finish(w, err)
+		ctx, cancel := r.Context(), func() {}
+		if req.TimeoutMS > 0 {
+			ctx, cancel = context.WithTimeout(ctx, time.Duration(req.TimeoutMS)*time.Millisecond)
+		}
+		defer cancel()
+		s.finish(w, s.daemon.Wait(ctx, req.Peer))
 	})
 	mux.HandleFunc("POST /v1/reload", func(w http.ResponseWriter, r *http.Request) {
 		s.finish(w, s.daemon.Reload(r.Context()))
@@ -203,6 +216,12 @@ func (s *Server) handler() http.Handler {
 		}
 		mux.ServeHTTP(w, r)
 	})
+}
+
+// waitRequest is the body of /v1/wait.
+type waitRequest struct {
+	Peer      key.Public `json:"peer"`
+	TimeoutMS int64      `json:"timeout_ms"` // 0: none
 }
 
 // decode reads the body of r into v.

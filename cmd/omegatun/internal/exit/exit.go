@@ -5,6 +5,7 @@
 package exit
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -119,7 +120,11 @@ type wire struct {
 
 // MarshalJSON returns the message for programs: {"schema":1,"event":"error","code","reason","try"}.
 func (e *Error) MarshalJSON() ([]byte, error) {
-	return json.Marshal(wire{Schema: 1, Event: "error", Code: e.Code, Reason: e.Reason, Try: e.Try})
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false) // commands in Try contain < and >
+	err := enc.Encode(wire{Schema: 1, Event: "error", Code: e.Code, Reason: e.Reason, Try: e.Try})
+	return b.Bytes(), err
 }
 
 // UnmarshalJSON reads what [Error.MarshalJSON] writes.

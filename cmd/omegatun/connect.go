@@ -1,0 +1,182 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"omegatun/cmd/omegatun/internal/daemon"
+	"omegatun/cmd/omegatun/internal/exit"
+	"omegatun/cmd/omegatun/internal/state"
+	"omegatun/dht"
+	"omegatun/dht/key"
+	"omegatun/session"
+)
+
+func newConnect(e *env) *cobra.Command {
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "connect <peer>",
+		Short: "Open a stream to a key: stdin goes in, what comes back goes to stdout",
+		Long: `Opens an ordered encrypted stream to a key, to "omegatun listen" or to any HyperDHT
+program, and joins it with stdin and stdout. The end of stdin is passed on; the end of the
+stream ends the command, once stdin has ended too. It needs no root and no running
+omegatun.
+
+Exit status 2: wrong key. 5: no such peer. 6: the key was not found. 7: no path to it. 8: it
+does not answer, or ended the stream with an error. 9: it took too long.`,
+		Example: `  omegatun connect desk < file
+  tar c . | omegatun connect hg5f75r47ejditzoynds6zdpkeqsnpjk87errjfn17iaojrgofko`,
+		Args: takes(1, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return e.connect(cmd.Context(), args[0], timeout)
+		},
+	}
+	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long to try")
+	return cmd
+}
+
+func (e *env) connect(ctx context.Context, peer string, timeout time.Duration) error {
+	p, err := e.findPeer(peer)
+	if err != nil {
+		return err
+	}
+	k, err := e.makeIdentity()
+	if err != nil {
+		return err
+	}
+	if k.Public() == p.Key {
+		return ownKeyError()
+	}
+	dir, err := e.makeState()
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	keepSecrets()
+	h, err := e.openHost(ctx, k, dir, 0)
+	if err != nil {
+		return err
+	}
+	defer e.closeHost(h)
+
+	dialing, cancel := context.WithTimeout(ctx, timeout)
+	c, err := h.Dial(dialing, p.Key, session.DialConfig{})
+	cancel()
+	if err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return daemon.Explain(err)
+	}
+	e.log().Info("connected", "key", p.Key.String(), "remote", c.RemoteAddr().String())
+	return streamError(ctx, pipe(ctx, c, e.stdin, e.stdout))
+}
+
+// openHost starts a host that is not part of a daemon, and joins the network.
+func (e *env) openHost(ctx context.Context, k key.Private, dir *state.Dir, port uint16) (*session.Host, error) {
+	c, err := e.loadConfig()
+	if err != nil {
+		return nil, err
+	}
+	bootstrap, err := e.bootstrapNodes(c)
+	if err != nil {
+		return nil, err
+	}
+	h, err := daemon.Open(session.Config{
+		Identity: k, Port: port, Logger: e.log(),
+		DHT: dht.Config{Bootstrap: bootstrap, Mode: dht.Ephemeral},
+	}, dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := daemon.Join(ctx, h, bootstrap); err != nil {
+		return nil, errors.Join(err, h.Close())
+	}
+	daemon.Remember(h, dir, e.log())
+	return h, nil
+}
+
+// closeHost withdraws what h has announced, and closes it.
+func (e *env) closeHost(h *session.Host) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	if err := h.Shutdown(ctx); err != nil {
+		e.log().Debug("goodbye", "error", err) // announcements expire by themselves
+	}
+}
+
+// streamError returns why a stream ended before its time.
+func streamError(ctx context.Context, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	}
+	return exit.New(exit.Refused, "the stream broke: %w", err)
+}
+
+// halfCloser is a connection whose two directions end by themselves.
+type halfCloser interface {
+	net.Conn
+	CloseWrite() error
+}
+
+// pipe copies in to c and c to out until both directions have ended, and closes c. If in is a terminal, the end of
+// what c sends is enough. in may still be read from afterwards, in the background, if it does not end.
+func pipe(ctx context.Context, c halfCloser, in io.Reader, out io.Writer) error {
+	defer c.Close()
+	defer context.AfterFunc(ctx, func() { c.Close() })()
+	sent := make(chan error, 1)
+	go func() { // ends with in, or with c at the next read from in
+		_, err := io.Copy(c, in)
+		sent <- errors.Join(err, c.CloseWrite())
+	}()
+	_, err := io.Copy(out, c)
+	switch {
+	case err != nil:
+		return err
+	case isTerminal(in):
+		return nil
+	}
+	return <-sent
+}
+
+// join copies between two connections until both directions have ended, and closes both.
+func join(ctx context.Context, a, b halfCloser) error {
+	defer a.Close()
+	defer b.Close()
+	defer context.AfterFunc(ctx, func() {
+		a.Close()
+		b.Close()
+	})()
+	var wg sync.WaitGroup
+	errs := make([]error, 2)
+	for i, pair := range [][2]halfCloser{{a, b}, {b, a}} {
+		wg.Go(func() {
+			to, from := pair[0], pair[1]
+			_, err := io.Copy(to, from)
+			if errs[i] = err; err != nil { // nothing more can come of the other direction
+				a.Close()
+				b.Close()
+				return
+			}
+			if err := to.CloseWrite(); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrClosed) {
+				errs[i] = err
+			}
+		})
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("%v ⇄ %v: %w", a.RemoteAddr(), b.RemoteAddr(), err)
+	}
+	return nil
+}

@@ -1,0 +1,442 @@
+// Package daemon is "omegatun up" at work: it opens the packet device and the sockets, joins the network, sets up the
+// host, carries packets until it is told to stop, and undoes everything.
+//
+//	programs ⇄ tun.Device ⇄ routes.Forwarder ⇄ session.Peer ⇄ network
+//
+// What is opened first is closed last:
+//
+//	lock of the state folder, control socket, device, session host, addresses and routes, announcement
+//
+// # Goroutines
+//
+// Run owns all of them and waits for them: one carries packets from the device (those from the network come in the
+// goroutines of the session host), one waits for changes of the host's own network, one accepts streams, one waits to
+// be announced, one passes events to Run's caller. Each open stream and each call on the control socket has one more.
+//
+// # Limitations
+//
+//   - Streams that a listed peer opens are accepted and read, but nothing is done with them.
+//   - The IPv4 address of this machine is fixed when it starts; all else can be reloaded.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"omegatun/cmd/omegatun/internal/config"
+	"omegatun/cmd/omegatun/internal/control"
+	"omegatun/cmd/omegatun/internal/exit"
+	"omegatun/cmd/omegatun/internal/state"
+	"omegatun/dht"
+	"omegatun/dht/key"
+	"omegatun/routes"
+	"omegatun/session"
+	"omegatun/tun"
+	"omegatun/tun/hostnet"
+)
+
+const (
+	// keptConnected is up to how many listed peers are kept connected without being asked for. Of more, those are
+	// connected that packets are sent to.
+	keptConnected = 64
+	// goodbyeTimeout bounds what is said to others at the end.
+	goodbyeTimeout = 2 * time.Second
+	// rememberEvery is how often what was learnt is written down.
+	rememberEvery = 10 * time.Minute
+	// lockPatience is how long the predecessor may take to let go of the state folder.
+	lockPatience = 2 * time.Second
+)
+
+// Config says how to run. Everything without a default is required.
+type Config struct {
+	Identity  key.Private
+	Name      string                         // of this machine; may be empty
+	Settings  *config.Config                 // as read at the start
+	Reload    func() (*config.Config, error) // reads it again
+	Peers     []key.Public                   // to admit and keep connected, besides those that are listed
+	Bootstrap []string                       // DHT nodes to start from; nil: the public network
+	State     *state.Dir                     // stays the caller's
+	Socket    string                         // path of the control socket
+	Events    func(control.Event)            // called from one goroutine; default: nobody
+	Logger    *slog.Logger                   // default: discard
+}
+
+// Daemon is a running omegatun. It implements [control.Daemon].
+type Daemon struct {
+	cfg     Config
+	log     *slog.Logger
+	own     key.Public
+	started time.Time
+	events  hub
+
+	stop context.CancelCauseFunc // begins the end
+	done chan struct{}           // closed when all is undone
+	err  error                   // what went wrong in undoing; read after done
+
+	device    tun.Device
+	host      *session.Host
+	forwarder atomic.Pointer[routes.Forwarder] // nil at first
+	hostnet   *hostnet.Host
+	mtu       int
+	addr6     netip.Addr
+	addr4     netip.Addr  // zero: none; set before forwarder
+	inbound   sync.Map    // *session.Peer → *routes.Peer
+	ready     atomic.Bool // the fields above are set for good
+
+	applying sync.Mutex // held while peers are admitted and dismissed; taken before mu
+
+	mu       sync.Mutex // guards the fields below; no lock of the parts is taken while it is held
+	settings *config.Config
+	extra    []key.Public // admitted without being listed
+	peers    map[key.Public]*member
+	notes    []string
+}
+
+// member is a peer that is admitted.
+type member struct {
+	name     string
+	prefixes []netip.Prefix
+	session  *session.Peer
+	route    *routes.Peer
+}
+
+// Run is an omegatun from its start to its end. It returns when ctx has ended, when it was told to on the control
+// socket, or when it cannot go on; then everything it did to the host is undone. Errors are [exit.Error]s; that it
+// was told to stop is none.
+func Run(ctx context.Context, cfg Config) error {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	d := &Daemon{
+		cfg: cfg, log: cfg.Logger, own: cfg.Identity.Public(), started: time.Now(),
+		done: make(chan struct{}), settings: cfg.Settings, extra: cfg.Peers, peers: make(map[key.Public]*member),
+		addr6: routes.Addr6(cfg.Identity.Public()), mtu: tun.DefaultMTU,
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer d.events.close()
+	if cfg.Events != nil {
+		_, events := d.events.subscribe()
+		wg.Go(func() {
+			for e := range events {
+				cfg.Events(e)
+			}
+		})
+	}
+
+	lock, err := takeLock(ctx, cfg.State)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	socket, err := control.Listen(cfg.Socket)
+	if err != nil {
+		return err
+	}
+	running, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	d.stop = stop
+	var undo closers
+	server := control.Serve(socket, d, d.log)
+	err = d.run(running, &undo)
+	if errors.Is(err, errStopped) || d.ready.Load() && ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
+		err = nil
+	}
+	stop(errStopped)
+	d.err = undo.run()
+	if d.err == nil {
+		d.events.emit(control.Event{Event: "down"}, false)
+	}
+	server.Retire()
+	lock.Close()
+	close(d.done)
+	return errors.Join(err, d.err, server.Close())
+}
+
+// takeLock locks the state folder, and waits for a predecessor that is about to end.
+func takeLock(ctx context.Context, dir *state.Dir) (io.Closer, error) {
+	deadline := time.NewTimer(lockPatience)
+	defer deadline.Stop()
+	again := time.NewTicker(50 * time.Millisecond)
+	defer again.Stop()
+	for {
+		lock, err := dir.Lock()
+		if !errors.Is(err, state.ErrLocked) {
+			return lock, err
+		}
+		select {
+		case <-again.C:
+		case <-deadline.C:
+			return nil, err
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// errStopped is why the daemon stops if it was told to on the control socket.
+var errStopped = errors.New("told to stop")
+
+// closers undo what was done, the last first.
+type closers []func() error
+
+func (c *closers) add(f func() error) { *c = append(*c, f) }
+
+func (c *closers) run() error {
+	var errs []error
+	for i := len(*c) - 1; i >= 0; i-- {
+		errs = append(errs, (*c)[i]())
+	}
+	*c = nil
+	return errors.Join(errs...)
+}
+
+// run starts the parts, and waits for the end. What is to be undone then is in undo, also after an error.
+func (d *Daemon) run(ctx context.Context, undo *closers) error {
+	var wg sync.WaitGroup
+	undo.add(func() error { wg.Wait(); return nil })
+
+	if err := d.openDevice(undo); err != nil {
+		return err
+	}
+	if err := d.openHost(undo); err != nil {
+		return err
+	}
+	if err := Join(ctx, d.host, d.cfg.Bootstrap); err != nil {
+		return err
+	}
+	d.log.Info("joined", "nodes", d.host.Node().Info().Nodes)
+	if err := d.setUpHost(undo); err != nil {
+		return err
+	}
+	broken := make(chan error, 1)
+	wg.Go(func() {
+		err := d.forwarder.Load().Run(context.Background()) // ends with the device
+		if err == nil {
+			err = os.ErrClosed
+		}
+		broken <- err
+	})
+	if err := d.listen(ctx, &wg); err != nil {
+		return err
+	}
+	d.connectListed()
+	d.watch(ctx, &wg)
+
+	remember := time.NewTicker(rememberEvery)
+	defer remember.Stop()
+	for {
+		select {
+		case <-remember.C:
+			Remember(d.host, d.cfg.State, d.log)
+		case err := <-broken:
+			return exit.New(exit.Other, "the interface %s is gone: %w", d.device.Name(), err).WithTry("omegatun up, again")
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// say emits an event.
+func (d *Daemon) say(e control.Event, hold bool) { d.events.emit(e, hold) }
+
+// note tells of something that a person should know, now and in the status. d.mu is not held.
+func (d *Daemon) note(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	d.mu.Lock()
+	d.notes = append(d.notes, text)
+	d.mu.Unlock()
+	d.say(control.Event{Event: "note", Reason: text}, true)
+}
+
+func (d *Daemon) openDevice(undo *closers) error {
+	dev, err := tun.Open(tun.Config{Name: d.settings.Interface, MTU: d.mtu, Logger: d.log})
+	switch {
+	case errors.Is(err, tun.ErrNoDevice):
+		return exit.New(exit.Other, "cannot make a network interface: %w", err).
+			WithTry("sudo modprobe tun; in a container: --device /dev/net/tun")
+	case errors.Is(err, tun.ErrPermission):
+		return noNetAdmin(err)
+	case errors.Is(err, tun.ErrBusy):
+		return exit.New(exit.Other, "there is an interface called %s already: %w", d.settings.Interface, err).
+			WithTry("another name, or none, for interface in the configuration: omegatun config path")
+	case err != nil:
+		return exit.New(exit.Other, "cannot make a network interface: %w", err)
+	}
+	d.device = dev
+	undo.add(dev.Close)
+	return nil
+}
+
+func noNetAdmin(err error) error {
+	return exit.New(exit.Permission, "this needs the capability CAP_NET_ADMIN, which root has: %w", err).
+		WithTry("sudo omegatun up …")
+}
+
+func (d *Daemon) openHost(undo *closers) error {
+	h, err := Open(session.Config{
+		Identity: d.cfg.Identity,
+		Port:     d.settings.Port,
+		DHT:      dht.Config{Bootstrap: d.cfg.Bootstrap},
+		Inbound:  d.deliver,
+		Avoid:    d.isVirtual,
+		OnPeer:   d.peerChanged,
+		Logger:   d.log,
+	}, d.cfg.State)
+	if err != nil {
+		return err
+	}
+	d.host = h
+	undo.add(func() error {
+		if d.ready.Load() {
+			Remember(h, d.cfg.State, d.log)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), goodbyeTimeout)
+		defer cancel()
+		if err := h.Shutdown(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+			d.log.Info("goodbye", "error", err) // announcements expire by themselves
+		}
+		return nil
+	})
+	return nil
+}
+
+// setUpHost gives the interface its addresses and routes, and admits the peers.
+func (d *Daemon) setUpHost(undo *closers) error {
+	d.mu.Lock()
+	plan := d.planLocked()
+	d.mu.Unlock()
+	d.addr4 = plan.Self
+	local := []netip.Addr{d.addr6}
+	if plan.Self.IsValid() {
+		local = append(local, plan.Self)
+	}
+	d.forwarder.Store(routes.NewForwarder(d.device, routes.Config{Local: local, Logger: d.log}))
+	addrs := make([]netip.Prefix, len(local))
+	for i, a := range local {
+		addrs[i] = netip.PrefixFrom(a, a.BitLen())
+	}
+	hn, err := hostnet.Configure(hostnet.Config{
+		Interface: d.device.Name(), Addrs: addrs, MTU: d.mtu, MaxSegments: d.device.BatchSize(), Logger: d.log,
+	})
+	switch {
+	case errors.Is(err, hostnet.ErrPermission):
+		return noNetAdmin(err)
+	case errors.Is(err, hostnet.ErrUnsupported):
+		return exit.New(exit.Other, "%w", err).WithTry("omegatun connect and listen work here")
+	case err != nil:
+		return exit.New(exit.Other, "cannot set up the interface: %w", err)
+	}
+	d.hostnet = hn
+	undo.add(hn.Close)
+	d.say(control.Event{
+		Event: "interface", Name: d.device.Name(), MTU: d.mtu, IPv6: d.addr6, IPv4: plan.Self,
+	}, true)
+	d.apply(nil)
+	d.ready.Store(true)
+	return nil
+}
+
+// listen announces this machine and answers whoever is admitted.
+func (d *Daemon) listen(ctx context.Context, wg *sync.WaitGroup) error {
+	l, err := d.host.Listen(d.cfg.Identity, session.ListenConfig{
+		Tunnels: true,
+		Admit: func(c session.Caller) error {
+			if d.host.Peer(c.Key) == nil {
+				return fmt.Errorf("%s is not listed", c.Key.Short())
+			}
+			return nil
+		},
+	})
+	if err != nil {
+		return exit.New(exit.Other, "cannot listen: %w", err)
+	}
+	wg.Go(func() {
+		if err := l.Announced(ctx); err == nil {
+			d.say(control.Event{Event: "listening", Key: d.own}, true)
+		}
+	})
+	wg.Go(func() { // until the host closes the listener
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() { // until the peer or the host ends the stream
+				_, _ = io.Copy(io.Discard, c)
+				_ = c.Close()
+			})
+		}
+	})
+	return nil
+}
+
+// watch tells the session host about changes of the machine's own network.
+func (d *Daemon) watch(ctx context.Context, wg *sync.WaitGroup) {
+	states, err := hostnet.Watch(ctx)
+	if err != nil {
+		if !errors.Is(err, hostnet.ErrUnsupported) {
+			d.log.Warn("changes of the network go unnoticed", "error", err)
+		}
+		return
+	}
+	wg.Go(func() {
+		for range states {
+			d.host.NetworkChanged()
+		}
+	})
+}
+
+// deliver carries packets from a peer to the device. It runs in the session host's goroutines.
+func (d *Daemon) deliver(p *session.Peer, bufs [][]byte, offset int) {
+	if r, ok := d.inbound.Load(p); ok {
+		d.forwarder.Load().Deliver(r.(*routes.Peer), bufs, offset)
+	}
+}
+
+// isVirtual reports whether a is reached through the tunnels themselves.
+func (d *Daemon) isVirtual(a netip.Addr) bool {
+	f := d.forwarder.Load()
+	return routes.Block6.Contains(a) || f != nil && (a == d.addr4 || f.Lookup(a) != nil)
+}
+
+// peerChanged turns what the session host tells into events. It must not block.
+func (d *Daemon) peerChanged(e session.PeerEvent) {
+	k := e.Peer.Key()
+	event := control.Event{Event: "peer", Key: k, PeerName: d.nameOf(k)}
+	last, known := d.events.last(k)
+	switch {
+	case e.Connected:
+		event.State, event.Path, event.Remote = "connected", e.Path.Kind.String(), e.Path.Remote
+		event.MS = float64(e.After.Microseconds()) / 1000
+	default:
+		why := Explain(e.Err)
+		event.State, event.Code, event.Reason, event.Try = "failed", why.Code, why.Reason, why.Try
+		if _, dialled := errors.AsType[*session.DialError](e.Err); !dialled {
+			event.State = "disconnected"
+		}
+		if known && last.State == event.State && last.Code == event.Code {
+			return // it is being tried again and again
+		}
+	}
+	d.say(event, true)
+}
+
+func (d *Daemon) nameOf(k key.Public) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if m := d.peers[k]; m != nil {
+		return m.name
+	}
+	return ""
+}
+
+var _ control.Daemon = (*Daemon)(nil)

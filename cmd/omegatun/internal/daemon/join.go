@@ -1,0 +1,135 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"syscall"
+	"time"
+
+	"omegatun/cmd/omegatun/internal/exit"
+	"omegatun/cmd/omegatun/internal/state"
+	"omegatun/dht"
+	"omegatun/session"
+)
+
+const (
+	// joinTimeout is how long the first look around may take: a lookup in a large network over a slow line.
+	joinTimeout = 20 * time.Second
+	// nodesCache is the name of the cache with the nodes that were heard from last.
+	nodesCache = "nodes"
+	// maxNodes is how many of them are kept: more than enough for one to be left after a long time.
+	maxNodes = 64
+)
+
+// Open opens the sockets and starts the DHT node, with the nodes that dir remembers; dir may be nil. Errors are
+// [exit.Error]s. It does not wait for the network: [Join] does.
+func Open(cfg session.Config, dir *state.Dir) (*session.Host, error) {
+	if dir != nil {
+		var nodes []netip.AddrPort
+		switch err := dir.LoadCache(nodesCache, &nodes); {
+		case err == nil:
+			cfg.DHT.Nodes = nodes[:min(len(nodes), maxNodes)]
+		case !errors.Is(err, fs.ErrNotExist):
+			cfg.Logger.Warn("remembered nodes are not used", "error", err)
+		}
+	}
+	h, err := session.New(cfg)
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return nil, exit.New(exit.Other, "UDP port %d is in use already: %w", cfg.Port, err).
+			WithTry("another port, or stop what has it: ss -ulpn sport = %d", cfg.Port)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, exit.New(exit.Permission, "may not open UDP port %d: %w", cfg.Port, err).
+			WithTry("a port above 1023")
+	case err != nil:
+		return nil, exit.New(exit.Other, "cannot start: %w", err)
+	}
+	return h, nil
+}
+
+// Join waits until the node of h has entered the network. bootstrap is what h was configured with. If nobody answers,
+// the error is an [exit.Error] with the status Timeout.
+func Join(ctx context.Context, h *session.Host, bootstrap []string) error {
+	waiting, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	if err := h.Ready(waiting); err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if info := h.Node().Info(); info.Nodes > 0 && info.Online {
+		return nil
+	}
+	asked := bootstrap
+	if asked == nil {
+		asked = dht.PublicBootstrap()
+	}
+	return exit.New(exit.Timeout, "no DHT node answers; asked for were %s", strings.Join(asked, ", ")).
+		WithTry("is this machine on the Internet, and may it send UDP?\n" +
+			"in a network of your own: --bootstrap <host:port of one of its nodes>")
+}
+
+// Remember keeps the nodes that h has heard from last, for the next start.
+func Remember(h *session.Host, dir *state.Dir, log *slog.Logger) {
+	nodes := h.Node().RecentNodes(maxNodes)
+	if len(nodes) == 0 {
+		return
+	}
+	if err := dir.SaveCache(nodesCache, nodes); err != nil {
+		log.Warn("nodes are not remembered", "error", err)
+	}
+}
+
+// Explain returns why a peer could not be reached, with its exit status and what can be done.
+func Explain(err error) *exit.Error {
+	if err == nil {
+		return nil
+	}
+	cause := err
+	if d, ok := errors.AsType[*session.DialError](err); ok {
+		cause = d.Err
+	}
+	reason := func(code exit.Code) *exit.Error {
+		return &exit.Error{Code: code, Reason: strings.TrimPrefix(cause.Error(), "session: "), Err: err}
+	}
+	_, noPath := errors.AsType[*session.NoPathError](err)
+	switch {
+	case noPath:
+		return reason(exit.NoPath).WithTry("omegatun -v up …, for every step")
+	case errors.Is(err, session.ErrNotFound):
+		return reason(exit.NotFound).WithTry("is omegatun up on the other machine, and is the key right?")
+	case errors.Is(err, session.ErrNoAnswer):
+		return reason(exit.Refused).WithTry("on the other machine: omegatun up <the key that omegatun id prints here>")
+	case errors.Is(err, session.ErrNoTunnel):
+		return reason(exit.Refused).WithTry("omegatun connect <key>, for a stream")
+	case errors.Is(err, session.ErrIncompatible):
+		return reason(exit.Refused).WithTry("the same version of omegatun on both machines")
+	case errors.Is(err, session.ErrPeerClosed):
+		return reason(exit.Refused)
+	case errors.Is(err, context.DeadlineExceeded):
+		return reason(exit.Timeout)
+	}
+	e := exit.From(err)
+	return &exit.Error{Code: e.Code, Reason: strings.TrimPrefix(cause.Error(), "session: "), Try: e.Try, Err: err}
+}
+
+// natWord says in a word what kind of NAT the machine is behind.
+func natWord(info dht.Info) string {
+	switch {
+	case !info.Firewalled:
+		return "open"
+	case !info.Host.IsValid():
+		return "unknown"
+	case info.Port == 0:
+		return "random"
+	}
+	return "consistent"
+}
+
+// Describe says in a sentence where the node of h is.
+func Describe(info dht.Info) string {
+	return fmt.Sprintf("%d DHT nodes known, NAT %s", info.Nodes, natWord(info))
+}

@@ -1,0 +1,207 @@
+package daemon
+
+import (
+	"errors"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+
+	"omegatun/cmd/omegatun/internal/config"
+	"omegatun/cmd/omegatun/internal/exit"
+	"omegatun/dht/key"
+	"omegatun/routes"
+	"omegatun/tun/hostnet"
+)
+
+// listedLocked returns all peers that are to be admitted: those of the configuration and those that were asked for,
+// but not this machine. d.mu is held.
+func (d *Daemon) listedLocked() config.Peers {
+	listed := slices.DeleteFunc(slices.Clone(d.settings.Peers), func(p config.Peer) bool { return p.Key == d.own })
+	known := make(map[key.Public]bool, len(listed))
+	for _, p := range listed {
+		known[p.Key] = true
+	}
+	for _, k := range d.extra {
+		if !known[k] && k != d.own {
+			listed = append(listed, config.Peer{Key: k})
+			known[k] = true
+		}
+	}
+	return listed
+}
+
+// planLocked decides who has which IPv4 address. d.mu is held.
+func (d *Daemon) planLocked() routes.Addresses {
+	listed := d.listedLocked()
+	peers := make([]routes.Listed, len(listed))
+	for i, p := range listed {
+		peers[i] = routes.Listed{Key: p.Key, IPv4: p.IPv4}
+	}
+	return routes.Plan4(routes.Listed{Key: d.own, IPv4: d.settings.IPv4}, peers, hostNetworks(d.device.Name()))
+}
+
+// hostNetworks returns the IPv4 networks that the host is on, but for the interface of that name.
+func hostNetworks(without string) (networks []netip.Prefix) {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return nil
+	}
+	for _, i := range interfaces {
+		if i.Name == without || i.Flags&net.FlagLoopback != 0 {
+			continue
+		}
+		addrs, err := i.Addrs()
+		if err != nil {
+			continue // it has just gone
+		}
+		for _, a := range addrs {
+			if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is4() {
+				networks = append(networks, p)
+			}
+		}
+	}
+	return networks
+}
+
+// apply makes the admitted peers those of settings, nil for the present ones, and those that were asked for: it admits the new ones, ends
+// connections to those that are gone, and moves addresses. What could not be done for one peer is a note.
+func (d *Daemon) apply(settings *config.Config) {
+	d.applying.Lock()
+	defer d.applying.Unlock()
+	d.mu.Lock()
+	if settings != nil {
+		d.settings = settings
+	}
+	plan := d.planLocked()
+	wanted := make(map[key.Public]*member)
+	for _, p := range d.listedLocked() {
+		a6 := routes.Addr6(p.Key)
+		m := &member{name: p.Name, prefixes: []netip.Prefix{netip.PrefixFrom(a6, 128)}}
+		if a4, ok := plan.Peers[p.Key]; ok && d.addr4.IsValid() {
+			m.prefixes = append(m.prefixes, netip.PrefixFrom(a4, 32))
+		}
+		wanted[p.Key] = m
+	}
+	var gone []*member
+	var fresh []*member
+	for k, old := range d.peers {
+		m := wanted[k]
+		if m != nil && slices.Equal(m.prefixes, old.prefixes) {
+			old.name = m.name
+			delete(wanted, k)
+			continue
+		}
+		delete(d.peers, k)
+		gone = append(gone, old)
+		if m != nil {
+			m.session = old.session // stays connected
+			old.session = nil
+		}
+	}
+	d.notes = nil
+	d.mu.Unlock()
+
+	var notes []error
+	for _, c := range plan.Conflicts {
+		notes = append(notes, c)
+	}
+	for _, m := range gone {
+		notes = append(notes, d.dismiss(m))
+	}
+	for _, k := range slices.SortedFunc(maps.Keys(wanted), key.Public.Compare) {
+		m := wanted[k]
+		if err := d.admit(k, m); err != nil {
+			notes = append(notes, err)
+		}
+		if m.session != nil {
+			fresh = append(fresh, m)
+		}
+	}
+	d.mu.Lock()
+	for _, m := range fresh {
+		d.peers[m.session.Key()] = m
+	}
+	d.mu.Unlock()
+	for _, err := range append(d.hostnet.Problems(), notes...) {
+		if err != nil {
+			d.note("%v", err)
+		}
+	}
+}
+
+// admit lets packets flow to and from a peer, and lets it connect. Without a session in m afterwards, it is not.
+func (d *Daemon) admit(k key.Public, m *member) error {
+	if m.session == nil {
+		p, err := d.host.AddPeer(k)
+		if err != nil {
+			return err
+		}
+		m.session = p
+	}
+	var err error
+	m.route, err = d.forwarder.Load().AddPeer(routes.PeerConfig{Key: k, Prefixes: m.prefixes, Session: m.session, MTU: d.mtu})
+	if err != nil {
+		d.host.RemovePeer(k)
+		m.session = nil
+		return err
+	}
+	d.inbound.Store(m.session, m.route)
+	var problems []error
+	for _, p := range m.prefixes {
+		switch err := d.hostnet.AddRoute(p); {
+		case errors.Is(err, hostnet.ErrIPv6Disabled): // has been said
+		case err != nil:
+			problems = append(problems, err)
+		}
+	}
+	return errors.Join(problems...)
+}
+
+// dismiss undoes admit. If m has no session, the peer stays connected: it gets other addresses.
+func (d *Daemon) dismiss(m *member) error {
+	var problems []error
+	for _, p := range m.prefixes {
+		problems = append(problems, d.hostnet.RemoveRoute(p))
+	}
+	d.forwarder.Load().RemovePeer(m.route)
+	if m.session != nil {
+		d.inbound.Delete(m.session)
+		d.host.RemovePeer(m.session.Key())
+		d.events.forget(m.session.Key())
+	}
+	return errors.Join(problems...)
+}
+
+// connectListed connects to the peers that are to be kept connected.
+func (d *Daemon) connectListed() {
+	d.mu.Lock()
+	var peers []*member
+	if len(d.peers) <= keptConnected {
+		peers = slices.Collect(maps.Values(d.peers))
+	} else {
+		for _, k := range d.extra {
+			if m := d.peers[k]; m != nil {
+				peers = append(peers, m)
+			}
+		}
+	}
+	d.mu.Unlock()
+	for _, m := range peers {
+		m.session.Connect()
+	}
+}
+
+// member returns the peer with this key, if it is admitted.
+func (d *Daemon) member(k key.Public) (*member, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if m := d.peers[k]; m != nil {
+		return m, nil
+	}
+	if k == d.own {
+		return nil, exit.New(exit.Usage, "that is this machine's own key")
+	}
+	return nil, exit.New(exit.UnknownPeer, "%s is not listed in the running omegatun", k).
+		WithTry("omegatun add %s", k)
+}

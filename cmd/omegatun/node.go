@@ -1,0 +1,265 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+
+	"github.com/spf13/cobra"
+
+	"omegatun/cmd/omegatun/internal/control"
+	"omegatun/cmd/omegatun/internal/daemon"
+	"omegatun/cmd/omegatun/internal/exit"
+	"omegatun/dht"
+	"omegatun/dht/key"
+	"omegatun/session"
+)
+
+// maxNodes is how many nodes one process runs at most.
+const maxNodes = 1000
+
+func newNode(e *env) *cobra.Command {
+	var n nodeFlags
+	cmd := &cobra.Command{
+		Use:   "node",
+		Short: "Run DHT nodes",
+		Long: `Runs nodes of the DHT, which others find their peers through. It needs no root, no
+identity and no state, and carries nobody's traffic. A node joins the public network, the
+one that --bootstrap leads to, or, where --bootstrap has no value, begins one of its own.
+
+A node that is reachable becomes a member after 20 minutes; with --persistent, for networks
+of your own, as soon as it knows its address.
+
+For each node that is ready it prints a line, ready <host>:<port>, as others see it. With
+--json, an object a line:
+  {"schema":1,"event":"ready","host","port","id"}
+  {"schema":1,"event":"persistent","host","port","id"}     it has become a member
+
+It runs until Ctrl-C. Exit status 1: the port is taken. 9: no DHT node answers.`,
+		Example: `  omegatun node
+  omegatun node --bootstrap --host 203.0.113.9                  # the first of a network
+  omegatun node --port 49738 --bootstrap 203.0.113.9:49737      # another one
+  omegatun node --nodes 5 --bootstrap 203.0.113.9:49737`,
+		Args: takes(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return e.node(cmd.Context(), n)
+		},
+	}
+	f := cmd.Flags()
+	f.IntVar(&n.nodes, "nodes", 1, "run this `many`, on ports that follow each other")
+	f.Uint16Var(&n.port, "port", 0, "UDP `port` of the first; default: 49737 if it is free")
+	f.StringVar(&n.host, "host", "", "IPv4 `address` at which others reach it; default: it finds out")
+	f.BoolVar(&n.persistent, "persistent", false, "become a member at once")
+	return cmd
+}
+
+type nodeFlags struct {
+	nodes      int
+	port       uint16
+	host       string
+	persistent bool
+}
+
+// node runs the nodes until ctx ends.
+func (e *env) node(ctx context.Context, flags nodeFlags) error {
+	c, err := e.loadConfig()
+	if err != nil {
+		return err
+	}
+	first := len(e.bootstrap) == 1 && e.bootstrap[0] == bootstrapSelf
+	cfg := session.Config{Logger: e.log()}
+	if flags.nodes < 1 || flags.nodes > maxNodes {
+		return exit.New(exit.Usage, "--nodes must be between 1 and %d", maxNodes)
+	}
+	if int(flags.port)+flags.nodes-1 > 65535 {
+		return exit.New(exit.Usage, "%d nodes from port %d on are more ports than there are", flags.nodes, flags.port)
+	}
+	var public netip.Addr
+	if flags.host != "" {
+		if public, err = netip.ParseAddr(flags.host); err != nil || !public.Is4() {
+			return exit.New(exit.Usage, "--host: %q is not an IPv4 address", flags.host)
+		}
+		if isLocal(public) {
+			cfg.Addr = public
+		}
+		cfg.DHT.Open = true
+	}
+	switch {
+	case first && !public.IsValid():
+		return exit.New(exit.Usage, "--bootstrap without a value begins a network, which needs an address").
+			WithTry("omegatun node --bootstrap --host <IPv4 address of this machine>\n" +
+				"or join a network: --bootstrap <host:port>")
+	case first:
+		cfg.DHT.Bootstrap = []string{}
+	default:
+		if cfg.DHT.Bootstrap, err = e.bootstrapNodes(c); err != nil {
+			return err
+		}
+	}
+	if flags.persistent || first {
+		cfg.DHT.Mode = dht.Persistent
+	}
+
+	r := nodeRunner{env: e}
+	defer r.wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for i := range flags.nodes {
+		node := cfg
+		if node.Port = flags.port; node.Port != 0 {
+			node.Port += uint16(i)
+		}
+		addr, err := r.start(ctx, node, public)
+		if err != nil {
+			return err
+		}
+		if first && i == 0 { // the others join it
+			cfg.DHT.Bootstrap = []string{addr.String()}
+		}
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// nodeRunner runs nodes, and prints what becomes of them.
+type nodeRunner struct {
+	env *env
+	wg  sync.WaitGroup
+	mu  sync.Mutex // guards stdout
+}
+
+// start runs a node until ctx ends, and returns its address when it is ready. public, if it is valid, is the address
+// at which others reach the machine.
+func (r *nodeRunner) start(ctx context.Context, cfg session.Config, public netip.Addr) (netip.AddrPort, error) {
+	cfg.Identity = key.Generate() // nobody is told; it only cannot be without
+	alone := cfg.DHT.Bootstrap != nil && len(cfg.DHT.Bootstrap) == 0
+	if public.IsValid() && cfg.Port == 0 {
+		port, err := freePort(cfg.Addr)
+		if err != nil {
+			return netip.AddrPort{}, exit.New(exit.Other, "no UDP port is free: %w", err)
+		}
+		cfg.Port = port
+	}
+	if public.IsValid() {
+		cfg.DHT.PublicAddr = netip.AddrPortFrom(public, cfg.Port)
+	}
+	h, err := daemon.Open(cfg, nil)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	if !alone {
+		err = daemon.Join(ctx, h, cfg.DHT.Bootstrap)
+	} else {
+		err = h.Ready(ctx)
+	}
+	if err != nil {
+		return netip.AddrPort{}, errors.Join(err, h.Close())
+	}
+	r.print("ready", h)
+	r.wg.Go(func() {
+		r.watch(ctx, h)
+		if err := h.Close(); err != nil {
+			r.env.log().Warn("closing a node", "error", err)
+		}
+	})
+	return nodeAddr(h), nil
+}
+
+// watch prints when the node becomes a member, until ctx ends.
+func (r *nodeRunner) watch(ctx context.Context, h *session.Host) {
+	persistent := false
+	for {
+		changed := h.Node().Changes()
+		if now := h.Node().Info().Persistent; now != persistent {
+			if persistent = now; now {
+				r.print("persistent", h)
+			}
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// print tells of a node: a line for its readiness, an object for everything with --json.
+func (r *nodeRunner) print(event string, h *session.Host) {
+	addr := nodeAddr(h)
+	text := ""
+	if event == "ready" {
+		text = fmt.Sprintf("ready %v\n", addr)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	err := r.env.print(nodeEvent{
+		Schema: control.Schema, Event: event, Host: addr.Addr(), Port: addr.Port(), ID: h.Node().Info().ID.String(),
+	}, text)
+	if err != nil {
+		r.env.log().Warn("stdout is closed", "error", err)
+	}
+}
+
+type nodeEvent struct {
+	Schema int        `json:"schema"`
+	Event  string     `json:"event"` // "ready", "persistent"
+	Host   netip.Addr `json:"host"`
+	Port   uint16     `json:"port"`
+	ID     string     `json:"id"` // hex
+}
+
+// nodeAddr returns the address at which others see the node, as far as it is known.
+func nodeAddr(h *session.Host) netip.AddrPort {
+	if a, ok := h.Node().RemoteAddr(); ok {
+		return a
+	}
+	local := h.Addr()
+	if host := h.Node().Info().Host; host.IsValid() {
+		return netip.AddrPortFrom(host, local.Port())
+	}
+	return local
+}
+
+// isLocal reports whether a is an address of this machine.
+func isLocal(a netip.Addr) bool {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return false
+	}
+	for _, local := range addrs {
+		if p, err := netip.ParsePrefix(local.String()); err == nil && p.Addr().Unmap() == a {
+			return true
+		}
+	}
+	return a.IsLoopback()
+}
+
+// freePort returns a UDP port that is free at addr, the usual one if it is.
+func freePort(addr netip.Addr) (uint16, error) {
+	if !addr.IsValid() {
+		addr = netip.IPv4Unspecified()
+	}
+	var last error
+	for i := range 6 {
+		port := strconv.Itoa(session.DefaultPort + i)
+		if i == 5 {
+			port = "0"
+		}
+		c, err := net.ListenPacket("udp4", net.JoinHostPort(addr.String(), port))
+		if err != nil {
+			last = err
+			continue
+		}
+		local, err := netip.ParseAddrPort(c.LocalAddr().String())
+		c.Close()
+		if err == nil {
+			return local.Port(), nil
+		}
+		last = err
+	}
+	return 0, last
+}

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"context"
+	"io"
+	"sync"
+)
+
+// sharedReader hands what it reads to one writer after the other, and loses nothing between them.
+type sharedReader struct {
+	chunks chan []byte // unbuffered; closed at the end
+
+	mu   sync.Mutex
+	left []byte // of a chunk that was taken but not written
+}
+
+// shareReader starts reading r. Its goroutine ends with r, or when ctx ends at the next read.
+func shareReader(ctx context.Context, r io.Reader) *sharedReader {
+	s := &sharedReader{chunks: make(chan []byte)}
+	go func() {
+		defer close(s.chunks)
+		for {
+			b := make([]byte, 32<<10)
+			n, err := r.Read(b)
+			if n > 0 {
+				select {
+				case s.chunks <- b[:n]:
+				case <-ctx.Done():
+					return
+				}
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	return s
+}
+
+// copyTo writes to w until all has been read, or ctx ends. What w did not take is for the next writer.
+func (s *sharedReader) copyTo(ctx context.Context, w io.Writer) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		if len(s.left) == 0 {
+			select {
+			case b, ok := <-s.chunks:
+				if !ok {
+					return nil
+				}
+				s.left = b
+			case <-ctx.Done():
+				return nil
+			}
+		}
+		n, err := w.Write(s.left)
+		s.left = s.left[n:]
+		if err != nil {
+			return err
+		}
+	}
+}
