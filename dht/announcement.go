@@ -102,7 +102,7 @@ func (a *Announcement) store(now time.Time) {
 		signAnnounce(a.key, cmdAnnounce, a.target, f.id, f.token.v, &m)
 		spec := callSpec{
 			to: f.addr, member: true, token: f.token, command: cmdAnnounce, target: some(a.target),
-			value: m.append(nil), retries: defaultRetries,
+			value: m.encode(), retries: defaultRetries,
 		}
 		a.n.call(now, spec, func(now time.Time, r *answer, err error) {
 			var relay *announceRelay
@@ -202,7 +202,7 @@ func (a *Announcement) forget(now time.Time, from announceRelay) {
 		signAnnounce(a.key, cmdUnannounce, a.target, r.id.v, r.token.v, &m)
 		spec := callSpec{
 			to: from.addr, token: r.token, command: cmdUnannounce, target: some(a.target),
-			value: m.append(nil), retries: defaultRetries,
+			value: m.encode(), retries: defaultRetries,
 		}
 		a.n.call(now, spec, func(time.Time, *answer, error) { a.release() })
 	})

@@ -46,5 +46,5 @@ func BenchmarkReceiveFindPeer(b *testing.B) {
 
 func BenchmarkForwardHandshake(b *testing.B) {
 	m := handshakeMessage{mode: fromServer, noise: make([]byte, 200), peer: netip.MustParseAddrPort("127.0.0.1:6")}
-	benchReceive(b, request{command: cmdPeerHandshake, target: some(key.Target{}), value: m.append(nil)})
+	benchReceive(b, request{command: cmdPeerHandshake, target: some(key.Target{}), value: m.encode()})
 }

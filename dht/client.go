@@ -75,7 +75,7 @@ func (n *Node) Handshake(
 ) (HandshakeReply, error) {
 	a, err := n.ask(ctx, callSpec{
 		sock: s, to: relay, command: cmdPeerHandshake, target: some(target), retries: defaultRetries,
-		value: handshakeMessage{mode: fromClient, noise: noise}.append(nil),
+		value: handshakeMessage{mode: fromClient, noise: noise}.encode(),
 	})
 	if err != nil {
 		return HandshakeReply{}, fmt.Errorf("handshake by way of %v: %w", relay, err)
@@ -103,7 +103,7 @@ func (n *Node) Holepunch(
 	}
 	a, err := n.ask(ctx, callSpec{
 		sock: s, to: relay, command: cmdPeerHolepunch, target: some(target), retries: defaultRetries,
-		value: holepunchMessage{mode: fromClient, id: id, payload: payload, peer: peer}.append(nil),
+		value: holepunchMessage{mode: fromClient, id: id, payload: payload, peer: peer}.encode(),
 	})
 	if err != nil {
 		return HolepunchReply{}, fmt.Errorf("hole punch by way of %v: %w", relay, err)

@@ -10,7 +10,7 @@ const internalCommand Command = 1 << 63
 
 // The commands of the RPC layer, which every node answers.
 const (
-	cmdPing        = internalCommand | 0 // empty reply
+	cmdPing        = internalCommand     // empty reply
 	cmdPingNAT     = internalCommand | 1 // empty reply to another port of the sender, named in the value
 	cmdFindNode    = internalCommand | 2 // the nodes closest to the target
 	cmdDownHint    = internalCommand | 3 // a node that the receiver told of does not answer

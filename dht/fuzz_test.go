@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 )
@@ -46,10 +47,8 @@ func valueOf(c ...Command) func(wire []byte) []byte {
 		if err != nil {
 			return nil
 		}
-		for _, c := range c {
-			if r.command == c {
-				return r.value
-			}
+		if slices.Contains(c, r.command) {
+			return r.value
 		}
 		return nil
 	}
@@ -80,7 +79,7 @@ func FuzzHandshake(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		checkAgain(t, b, func(b []byte) ([]byte, error) {
 			m, err := parseHandshake(b)
-			return m.append(nil), err
+			return m.encode(), err
 		})
 	})
 }
@@ -90,7 +89,7 @@ func FuzzHolepunch(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		checkAgain(t, b, func(b []byte) ([]byte, error) {
 			m, err := parseHolepunch(b)
-			return m.append(nil), err
+			return m.encode(), err
 		})
 	})
 }
@@ -100,7 +99,7 @@ func FuzzAnnounce(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		checkAgain(t, b, func(b []byte) ([]byte, error) {
 			m, err := parseAnnounce(b)
-			return m.append(nil), err
+			return m.encode(), err
 		})
 	})
 }
@@ -131,7 +130,7 @@ func FuzzMutable(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		checkAgain(t, b, func(b []byte) ([]byte, error) {
 			m, err := parseMutablePut(b)
-			return m.append(nil), err
+			return m.encode(), err
 		})
 		checkAgain(t, b, func(b []byte) ([]byte, error) {
 			m, err := parseMutable(b)

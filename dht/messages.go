@@ -33,8 +33,8 @@ type handshakeMessage struct {
 	relay netip.AddrPort // the relay to answer, or to go through. Invalid: absent
 }
 
-func (m handshakeMessage) append(b []byte) []byte {
-	b = append(b, addrFlags(m.peer, m.relay))
+func (m handshakeMessage) encode() []byte {
+	b := []byte{addrFlags(m.peer, m.relay)}
 	b = compact.AppendUint(b, uint64(m.mode))
 	b = compact.AppendBuffer(b, m.noise)
 	return appendPresent(b, m.peer, m.relay)
@@ -67,8 +67,8 @@ type holepunchMessage struct {
 	peer    netip.AddrPort // whom to forward to; then who asked; in a reply the server. Invalid: absent
 }
 
-func (m holepunchMessage) append(b []byte) []byte {
-	b = append(b, addrFlags(m.peer))
+func (m holepunchMessage) encode() []byte {
+	b := []byte{addrFlags(m.peer)}
 	b = compact.AppendUint(b, uint64(m.mode))
 	b = compact.AppendUint(b, m.id)
 	b = compact.AppendBuffer(b, m.payload)
@@ -119,14 +119,14 @@ type announceMessage struct {
 	bump      uint64 // ms since 1970: tells readers that something behind the topic changed
 }
 
-func (m *announceMessage) append(b []byte) []byte {
+func (m *announceMessage) encode() []byte {
 	flags := byte(0)
 	for i, set := range []bool{m.peer.set, m.refresh.set, m.signature.set, m.bump != 0} {
 		if set {
 			flags |= 1 << i
 		}
 	}
-	b = append(b, flags)
+	b := []byte{flags}
 	if m.peer.set {
 		b = m.peer.v.Append(b)
 	}
@@ -174,14 +174,6 @@ type lookupReply struct {
 
 // minRecordSize is the length of a record without relays.
 const minRecordSize = 32 + 1
-
-func (m *lookupReply) append(b []byte) []byte {
-	b = compact.AppendUint(b, uint64(len(m.peers)))
-	for _, p := range m.peers {
-		b = p.Append(b)
-	}
-	return compact.AppendUint(b, m.bump)
-}
 
 // parseLookupReply parses a lookupReply; the result does not alias b.
 func parseLookupReply(b []byte) (m lookupReply, err error) {
@@ -236,7 +228,7 @@ type mutablePut struct {
 	record mutableRecord
 }
 
-func (m *mutablePut) append(b []byte) []byte { return m.record.append(append(b, m.key[:]...)) }
+func (m *mutablePut) encode() []byte { return m.record.append(append([]byte(nil), m.key[:]...)) }
 
 // parseMutablePut parses a mutablePut. Its value aliases b.
 func parseMutablePut(b []byte) (mutablePut, error) {

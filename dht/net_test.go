@@ -207,7 +207,7 @@ func bootstrapList(nodes []*testNode) []string {
 
 // testLogger logs to stderr if DHT_TEST_LOG is set.
 func testLogger() *slog.Logger {
-	var w io.Writer = io.Discard
+	w := io.Discard
 	if os.Getenv("DHT_TEST_LOG") != "" {
 		w = os.Stderr
 	}

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -129,8 +130,8 @@ func New(cfg Config) (*Node, error) {
 	n.do(func(now time.Time) {
 		n.startMaintenance(now)
 		n.learnPublicAddr(now, cfg)
-		for i := len(cfg.Nodes) - 1; i >= 0; i-- { // so that the best is the latest
-			n.addKnown(unmap(cfg.Nodes[i]))
+		for _, a := range slices.Backward(cfg.Nodes) { // so that the best is the latest
+			n.addKnown(unmap(a))
 		}
 		n.bootstrap(now)
 	})

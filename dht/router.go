@@ -94,15 +94,15 @@ func (n *Node) handlePeerHandshake(now time.Time, in *incoming) {
 			n.reply(now, in, nil, withCloser) // nearer nodes may know
 			return
 		}
-		n.passOn(now, in, to, handshakeMessage{mode: fromRelay, noise: m.noise, peer: in.from}.append(nil))
+		n.passOn(now, in, to, handshakeMessage{mode: fromRelay, noise: m.noise, peer: in.from}.encode())
 	case fromRelay:
 		if known && usable(m.peer) {
 			next := handshakeMessage{mode: fromSecondRelay, noise: m.noise, peer: m.peer, relay: in.from}
-			n.passOn(now, in, way, next.append(nil))
+			n.passOn(now, in, way, next.encode())
 		}
 	case fromServer:
 		last := handshakeMessage{mode: toClient, noise: m.noise, peer: in.from}
-		n.handPeer(now, in, m.peer, last.append(nil))
+		n.handPeer(now, in, m.peer, last.encode())
 	case fromSecondRelay, toClient: // not for us
 	}
 }
@@ -121,14 +121,14 @@ func (n *Node) handlePeerHolepunch(now time.Time, in *incoming) {
 			to, _ = n.router.way(in.target, now)
 		}
 		next := holepunchMessage{mode: fromRelay, id: m.id, payload: m.payload, peer: in.from}
-		n.passOn(now, in, to, next.append(nil))
+		n.passOn(now, in, to, next.encode())
 	case fromRelay:
 		if a := n.router.server(in.target); a != nil && usable(m.peer) {
 			n.holepunchForUs(a, in, &m)
 		}
 	case fromServer:
 		last := holepunchMessage{mode: toClient, id: m.id, payload: m.payload, peer: in.from}
-		n.handPeer(now, in, m.peer, last.append(nil))
+		n.handPeer(now, in, m.peer, last.encode())
 	case fromSecondRelay, toClient: // not for us
 	}
 }
@@ -181,10 +181,10 @@ func (r *HandshakeRequest) Reply(s Socket, noise []byte) error {
 		return errReplied
 	}
 	if r.Direct {
-		return r.n.answerFrom(r.in, s, r.in.from, handshakeMessage{mode: toClient, noise: noise}.append(nil), true)
+		return r.n.answerFrom(r.in, s, r.in.from, handshakeMessage{mode: toClient, noise: noise}.encode(), true)
 	}
 	m := handshakeMessage{mode: fromServer, noise: noise, peer: r.Client}
-	return r.n.answerFrom(r.in, s, r.relay, m.append(nil), false)
+	return r.n.answerFrom(r.in, s, r.relay, m.encode(), false)
 }
 
 // HolepunchRequest is a hole punch message for a local [Server].
@@ -218,7 +218,7 @@ func (r *HolepunchRequest) Reply(s Socket, payload []byte) error {
 		return errReplied
 	}
 	m := holepunchMessage{mode: fromServer, payload: payload, peer: r.Peer}
-	return r.n.answerFrom(r.in, s, r.From, m.append(nil), false)
+	return r.n.answerFrom(r.in, s, r.From, m.encode(), false)
 }
 
 // answerFrom sends a server's answer to in from socket s: as the response, or as a request for the relay to

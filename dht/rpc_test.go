@@ -50,8 +50,10 @@ func TestAnswersOfTheRPCLayer(t *testing.T) {
 			{name: "command 77", q: request{command: 77, target: some(target)}, id: true, closer: true, code: 1},
 			{name: "plugin", q: request{command: 10, value: []byte{0}}, code: 1},
 			{name: "bad token", q: request{command: cmdPing, token: some(Token{})}, id: true, token: true, code: 2},
-			{name: "bad token and target", q: request{command: cmdAnnounce, token: some(Token{}), target: some(target)},
-				id: true, token: true, closer: true, code: 2},
+			{
+				name: "bad token and target", q: request{command: cmdAnnounce, token: some(Token{}), target: some(target)},
+				id: true, token: true, closer: true, code: 2,
+			},
 			{name: "find peer", q: request{command: cmdFindPeer, target: some(target)}, id: true, token: true, closer: true},
 			{name: "find peer at a client", to: client, q: request{command: cmdFindPeer, target: some(target)}, closer: true, code: 1},
 			{name: "find peer without target", q: request{command: cmdFindPeer}, silent: true},
@@ -61,14 +63,22 @@ func TestAnswersOfTheRPCLayer(t *testing.T) {
 			{name: "immutable get", q: request{command: cmdImmutableGet, target: some(target)}, id: true, token: true, closer: true},
 			{name: "announce without token", q: request{command: cmdAnnounce, target: some(target), value: []byte{0}}, silent: true},
 			{name: "handshake, no value", q: request{command: cmdPeerHandshake, target: some(target)}, silent: true},
-			{name: "handshake for nobody", q: request{command: cmdPeerHandshake, target: some(target),
-				value: handshakeMessage{mode: fromClient, noise: padding[:100]}.append(nil)}, id: true, closer: true},
-			{name: "handshake from a relay for nobody", q: request{command: cmdPeerHandshake, target: some(target),
-				value: handshakeMessage{mode: fromRelay, noise: padding[:100], peer: p.socket.public}.append(nil)}, silent: true},
-			{name: "handshake reply", q: request{command: cmdPeerHandshake, target: some(target),
-				value: handshakeMessage{mode: toClient, noise: padding[:100], peer: p.socket.public}.append(nil)}, silent: true},
-			{name: "hole punch for nobody", q: request{command: cmdPeerHolepunch, target: some(target),
-				value: holepunchMessage{mode: fromClient, payload: padding[:50]}.append(nil)}, silent: true},
+			{name: "handshake for nobody", q: request{
+				command: cmdPeerHandshake, target: some(target),
+				value: handshakeMessage{mode: fromClient, noise: padding[:100]}.encode(),
+			}, id: true, closer: true},
+			{name: "handshake from a relay for nobody", q: request{
+				command: cmdPeerHandshake, target: some(target),
+				value: handshakeMessage{mode: fromRelay, noise: padding[:100], peer: p.socket.public}.encode(),
+			}, silent: true},
+			{name: "handshake reply", q: request{
+				command: cmdPeerHandshake, target: some(target),
+				value: handshakeMessage{mode: toClient, noise: padding[:100], peer: p.socket.public}.encode(),
+			}, silent: true},
+			{name: "hole punch for nobody", q: request{
+				command: cmdPeerHolepunch, target: some(target),
+				value: holepunchMessage{mode: fromClient, payload: padding[:50]}.encode(),
+			}, silent: true},
 		} {
 			to := row.to
 			if to == nil {

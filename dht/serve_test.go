@@ -108,7 +108,7 @@ func TestHandshakeThroughTwoRelays(t *testing.T) {
 		server.client.known[first.host] = true // the answer goes there directly; so may the request
 		m := handshakeMessage{mode: fromClient, noise: []byte("hi"), relay: second}
 		r, err := client.ask(t.Context(), callSpec{
-			to: first.addr(), command: cmdPeerHandshake, target: some(target), value: m.append(nil), retries: 3,
+			to: first.addr(), command: cmdPeerHandshake, target: some(target), value: m.encode(), retries: 3,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -415,7 +415,7 @@ func TestForwardingIsLimited(t *testing.T) {
 		p := w.raw("20.50.0.1:1000")
 		q := request{
 			to: relay, command: cmdPeerHandshake, target: some(k.Public().Target()),
-			value: handshakeMessage{mode: fromClient, noise: make([]byte, 200)}.append(nil),
+			value: handshakeMessage{mode: fromClient, noise: make([]byte, 200)}.encode(),
 		}
 		var forwarded atomic.Int32
 		w.mu.Lock()
@@ -454,7 +454,10 @@ func TestFindPeerEndsWithTheLoop(t *testing.T) {
 		server, client := w.peer(false, nodes[0]), w.peer(false, nodes[0])
 		k, _ := server.serve(t, echoServer{})
 		time.Sleep(10 * time.Second) // the check of the firewall ends
-		for range client.FindPeer(t.Context(), k.Public().Target(), nil) {
+		for _, err := range client.FindPeer(t.Context(), k.Public().Target(), nil) {
+			if err != nil {
+				t.Error(err)
+			}
 			break
 		}
 		if i := client.Info(); i.Requests != 0 {

@@ -61,7 +61,7 @@ func (n *Node) serve(now time.Time, in *incoming) {
 		return
 	}
 	t := in.target.v
-	switch in.command {
+	switch in.command { //nolint:exhaustive // the others are handled where they come in
 	case cmdFindPeer:
 		n.reply(now, in, n.peerRecord(t, now), withToken|withCloser)
 	case cmdLookup:
@@ -97,7 +97,7 @@ func (n *Node) peerRecord(t key.Target, now time.Time) []byte {
 }
 
 func (n *Node) serveLookup(now time.Time, in *incoming, t key.Target) {
-	records := n.store.topics.sample(t, lookupLimit, now)
+	records := n.store.topics.sample(t, now)
 	if r := n.peerRecord(t, now); r != nil && len(records) < lookupLimit {
 		records = append(records, r)
 	}

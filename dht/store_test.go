@@ -22,7 +22,7 @@ func (p *rawPeer) announceTo(n *testNode, cmd Command, k key.Private, target key
 	if spoil != nil {
 		spoil(&m)
 	}
-	r, ok := p.ask(n, request{command: cmd, target: some(target), token: token, value: m.append(nil)})
+	r, ok := p.ask(n, request{command: cmd, target: some(target), token: token, value: m.encode()})
 	if ok && (r.code != 0 || r.token.set || len(r.closer) > 0) {
 		p.t.Errorf("%v answered with %+v", cmd, r)
 	}
@@ -103,7 +103,7 @@ func TestSelfAnnouncementMakesAWay(t *testing.T) {
 			t.Errorf("lookup: %+v", got)
 		}
 		p.take()
-		value := handshakeMessage{mode: fromClient, noise: []byte("x")}.append(nil)
+		value := handshakeMessage{mode: fromClient, noise: []byte("x")}.encode()
 		client.send(n, request{tid: 77, command: cmdPeerHandshake, target: some(target), value: value})
 		got := p.take()
 		if len(got) != 1 {
@@ -156,7 +156,7 @@ func TestRefreshChain(t *testing.T) {
 		p.announceTo(n, cmdAnnounce, k, topic, announceMessage{refresh: some(third)}, nil)
 		refresh := func(r [32]byte) bool {
 			m := announceMessage{refresh: some(r)}
-			_, ok := p.ask(n, request{command: cmdAnnounce, target: some(topic), token: p.token(n, topic), value: m.append(nil)})
+			_, ok := p.ask(n, request{command: cmdAnnounce, target: some(topic), token: p.token(n, topic), value: m.encode()})
 			return ok
 		}
 		for _, step := range []struct {
@@ -212,7 +212,7 @@ func TestMutableRecords(t *testing.T) {
 				m.record.signature[3] ^= 1
 			}
 			r, ok := p.ask(n, request{
-				command: cmdMutablePut, target: some(row.target), token: p.token(n, target), value: m.append(nil),
+				command: cmdMutablePut, target: some(row.target), token: p.token(n, target), value: m.encode(),
 			})
 			if ok == row.silent || r.code != row.code {
 				t.Errorf("%d, %s: answered %v, code %d", i, row.name, ok, r.code)

@@ -135,11 +135,11 @@ func (s *topicStore) remove(t key.Target, k key.Public) {
 	s.stale.remove(t, k)
 }
 
-// sample returns up to limit records of topic t, any of them.
-func (s *topicStore) sample(t key.Target, limit int, now time.Time) [][]byte {
+// sample returns up to lookupLimit records of topic t, any of them.
+func (s *topicStore) sample(t key.Target, now time.Time) [][]byte {
 	s.advance(now)
-	wire := s.fresh.sample(t, limit)
-	return append(wire, s.stale.sample(t, limit-len(wire))...)
+	wire := s.fresh.sample(t, lookupLimit)
+	return append(wire, s.stale.sample(t, lookupLimit-len(wire))...)
 }
 
 // len returns the number of records.

@@ -71,7 +71,7 @@ func (n *Node) Announce(ctx context.Context, topic key.Target, k key.Private, re
 	return n.storeAt(ctx, lookupSpec{target: topic, command: cmdLookup}, func(f found) (callSpec, bool) {
 		m := announceMessage{peer: some(r)}
 		signAnnounce(k, cmdAnnounce, topic, f.id, f.token.v, &m)
-		return callSpec{command: cmdAnnounce, value: m.append(nil)}, true
+		return callSpec{command: cmdAnnounce, value: m.encode()}, true
 	})
 }
 
@@ -88,7 +88,7 @@ func (n *Node) Unannounce(ctx context.Context, topic key.Target, k key.Private) 
 		}
 		m := announceMessage{peer: some(Record{Key: k.Public()})}
 		signAnnounce(k, cmdUnannounce, topic, f.id, f.token.v, &m)
-		return callSpec{command: cmdUnannounce, value: m.append(nil)}, true
+		return callSpec{command: cmdUnannounce, value: m.encode()}, true
 	})
 }
 
@@ -134,7 +134,7 @@ func (n *Node) PutMutable(ctx context.Context, k key.Private, seq uint64, value 
 		return Stored{}, fmt.Errorf("dht: sequence number %d is too large", seq)
 	}
 	put := mutablePut{key: k.Public(), record: signMutable(k, seq, value)}
-	wire := put.append(nil)
+	wire := put.encode()
 	spec := lookupSpec{target: k.Public().Target(), command: cmdMutableGet, value: compact.AppendUint(nil, 0)}
 	return n.storeAt(ctx, spec, func(found) (callSpec, bool) {
 		return callSpec{command: cmdMutablePut, value: wire}, true

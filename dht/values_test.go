@@ -297,7 +297,7 @@ func TestTopicStore(t *testing.T) {
 	s.add(b, key.Public{1}, []byte("b"), now)
 	seen := make(map[string]int)
 	for range 200 {
-		got := s.sample(a, 20, now)
+		got := s.sample(a, now)
 		if len(got) != 20 {
 			t.Fatalf("%d records, want 20", len(got))
 		}
@@ -314,22 +314,22 @@ func TestTopicStore(t *testing.T) {
 		t.Errorf("%d of 50 records were ever returned", len(seen))
 	}
 	s.add(b, key.Public{1}, []byte("c"), now) // replaced
-	if got := s.sample(b, 20, now); len(got) != 1 || string(got[0]) != "c" {
+	if got := s.sample(b, now); len(got) != 1 || string(got[0]) != "c" {
 		t.Errorf("records of b: %q", got)
 	}
 	now = now.Add(20 * time.Minute) // old now
 	s.add(b, key.Public{1}, []byte("d"), now)
-	if got := s.sample(b, 20, now); len(got) != 1 || string(got[0]) != "d" {
+	if got := s.sample(b, now); len(got) != 1 || string(got[0]) != "d" {
 		t.Errorf("records of b after a turnover: %q", got)
 	}
 	for i := range 50 {
 		s.remove(a, key.Public{byte(i)})
 	}
-	if got := s.sample(a, 20, now); len(got) != 0 || s.len() != 1 {
+	if got := s.sample(a, now); len(got) != 0 || s.len() != 1 {
 		t.Errorf("%d records of a, %d in all, want 0 and 1", len(got), s.len())
 	}
 	now = now.Add(40 * time.Minute)
-	if got := s.sample(b, 20, now); len(got) != 0 {
+	if got := s.sample(b, now); len(got) != 0 {
 		t.Errorf("records of b after its time: %q", got)
 	}
 	for i := range 5000 {

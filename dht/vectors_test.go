@@ -263,6 +263,15 @@ func TestNodeIDVectors(t *testing.T) {
 	}
 }
 
+// append appends the wire form of m to b. Members join records that they have encoded already.
+func (m *lookupReply) append(b []byte) []byte {
+	b = compact.AppendUint(b, uint64(len(m.peers)))
+	for _, p := range m.peers {
+		b = p.Append(b)
+	}
+	return compact.AppendUint(b, m.bump)
+}
+
 // message is one message in the vectors.
 type message[T any] struct {
 	Note string
@@ -321,17 +330,17 @@ func TestMessageVectors(t *testing.T) {
 	for _, e := range v.Handshake {
 		total++
 		m := handshakeMessage{relayMode(e.Value.Mode), e.Value.Noise, e.Value.PeerAddress.AddrPort, e.Value.RelayAddress.AddrPort}
-		checkCodec(t, "handshake "+e.Note, m.append(nil), e.Hex, func(b []byte) ([]byte, error) {
+		checkCodec(t, "handshake "+e.Note, m.encode(), e.Hex, func(b []byte) ([]byte, error) {
 			m, err := parseHandshake(b)
-			return m.append(nil), err
+			return m.encode(), err
 		})
 	}
 	for _, e := range v.Holepunch {
 		total++
 		m := holepunchMessage{relayMode(e.Value.Mode), e.Value.ID, e.Value.Payload, e.Value.PeerAddress.AddrPort}
-		checkCodec(t, "holepunch "+e.Note, m.append(nil), e.Hex, func(b []byte) ([]byte, error) {
+		checkCodec(t, "holepunch "+e.Note, m.encode(), e.Hex, func(b []byte) ([]byte, error) {
 			m, err := parseHolepunch(b)
-			return m.append(nil), err
+			return m.encode(), err
 		})
 	}
 	for _, e := range v.Peer {
@@ -372,9 +381,9 @@ func TestMessageVectors(t *testing.T) {
 		if e.Value.Peer != nil {
 			m.peer = some(e.Value.Peer.record())
 		}
-		checkCodec(t, "announce "+e.Note, m.append(nil), e.Hex, func(b []byte) ([]byte, error) {
+		checkCodec(t, "announce "+e.Note, m.encode(), e.Hex, func(b []byte) ([]byte, error) {
 			m, err := parseAnnounce(b)
-			return m.append(nil), err
+			return m.encode(), err
 		})
 	}
 	for _, e := range v.MutablePutRequest {
@@ -383,9 +392,9 @@ func TestMessageVectors(t *testing.T) {
 			key:    key.Public(e.Value.PublicKey),
 			record: mutableRecord{e.Value.Seq, e.Value.Value, [64]byte(e.Value.Signature)},
 		}
-		checkCodec(t, "mutable put "+e.Note, m.append(nil), e.Hex, func(b []byte) ([]byte, error) {
+		checkCodec(t, "mutable put "+e.Note, m.encode(), e.Hex, func(b []byte) ([]byte, error) {
 			m, err := parseMutablePut(b)
-			return m.append(nil), err
+			return m.encode(), err
 		})
 	}
 	for _, e := range v.MutableGetResponse {
@@ -448,7 +457,7 @@ func TestSignatureVectors(t *testing.T) {
 			t.Errorf("announce %d does not verify", i)
 		}
 		signAnnounce(key.FromSeed([32]byte(e.Seed)), cmd, target, node, token, &m)
-		if got := m.append(nil); !bytes.Equal(got, e.RequestValue) || m.signature.v != [64]byte(e.Signature) {
+		if got := m.encode(); !bytes.Equal(got, e.RequestValue) || m.signature.v != [64]byte(e.Signature) {
 			t.Errorf("announce %d: signed %x, want %x", i, got, e.RequestValue)
 		}
 		for what, ok := range map[string]bool{
@@ -472,7 +481,7 @@ func TestSignatureVectors(t *testing.T) {
 			t.Errorf("mutable %d: record %x, want %x", i, got, e.GetResponseValue)
 		}
 		put := mutablePut{key: k.Public(), record: m}
-		if got := put.append(nil); !bytes.Equal(got, e.PutRequestValue) {
+		if got := put.encode(); !bytes.Equal(got, e.PutRequestValue) {
 			t.Errorf("mutable %d: put %x, want %x", i, got, e.PutRequestValue)
 		}
 		if !m.verify(k.Public()) {
@@ -505,16 +514,16 @@ func TestCapturedDatagrams(t *testing.T) {
 				value = nil
 			case r.command == cmdAnnounce || r.command == cmdUnannounce:
 				m, merr := parseAnnounce(value)
-				value, err = m.append(nil), merr
+				value, err = m.encode(), merr
 			case r.command == cmdPeerHandshake:
 				m, merr := parseHandshake(value)
-				value, err = m.append(nil), merr
+				value, err = m.encode(), merr
 			case r.command == cmdPeerHolepunch:
 				m, merr := parseHolepunch(value)
-				value, err = m.append(nil), merr
+				value, err = m.encode(), merr
 			case r.command == cmdMutablePut:
 				m, merr := parseMutablePut(value)
-				value, err = m.append(nil), merr
+				value, err = m.encode(), merr
 			default:
 				value = nil
 			}
