@@ -56,6 +56,7 @@ type congestion struct {
 	newRound  bool  // this acknowledgement began one
 
 	shortest   time.Duration // round trip; zero: none yet
+	least      time.Duration // what it must be taken for at least
 	shortestAt instant
 	probeDone  instant // when probeRTT may end; zero: not yet low
 	probeRound bool
@@ -94,7 +95,7 @@ func (c *congestion) capacity(gain float64) float64 {
 	if c.shortest == 0 {
 		return initialWindow
 	}
-	return gain * c.bandwidth.get() * max(c.shortest, shortestFloor).Seconds()
+	return gain * c.bandwidth.get() * max(c.shortest, c.least, shortestFloor).Seconds()
 }
 
 // target returns the window for a gain, with room for batches on both ends.
@@ -109,6 +110,7 @@ func (c *congestion) target(gain float64) int {
 
 // acked takes what an acknowledgement showed. delivered is the sampler's total, rtt zero if there was no sample.
 func (c *congestion) acked(now instant, r rateSample, delivered int64) {
+	c.least = r.least
 	c.updateBandwidth(r, delivered)
 	c.updateExtra(now, r)
 	if c.full {
@@ -162,7 +164,7 @@ func (c *congestion) updateCycle(now instant, r rateSample) {
 	if c.mode != probeBandwidth {
 		return
 	}
-	done := now.sub(c.cycleAt) > max(c.shortest, shortestFloor)
+	done := now.sub(c.cycleAt) > max(c.shortest, c.least, shortestFloor)
 	switch gain := cycleGains[c.cycle]; {
 	case gain > 1: // until the queue shows, unless there is too little to send for that
 		done = done && (r.lost > 0 || r.inFlight >= c.target(gain) || r.appLimited)
@@ -243,7 +245,7 @@ func (c *congestion) probeWindow() int { return max(int(c.capacity(0.5)), minWin
 func (c *congestion) setRate() {
 	if !c.measured && c.shortest > 0 {
 		c.measured = true
-		c.rate = startupGain * paceMargin * float64(c.window) / max(c.shortest, shortestFloor).Seconds()
+		c.rate = startupGain * paceMargin * float64(c.window) / max(c.shortest, c.least, shortestFloor).Seconds()
 	}
 	if bw := c.bandwidth.get(); bw > 0 {
 		rate := bw * c.paceGain * paceMargin / (1 - min(c.overrun.chance, maxChance)) // bw is what arrives
@@ -329,4 +331,4 @@ func (c *congestion) recovered() {
 }
 
 // newPath forgets the shortest round trip, which belonged to another path.
-func (c *congestion) newPath() { c.shortest, c.shortestAt = 0, 0 }
+func (c *congestion) newPath() { c.shortest, c.shortestAt, c.least = 0, 0, 0 }

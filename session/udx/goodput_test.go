@@ -40,7 +40,7 @@ func TestGoodput(t *testing.T) {
 				start := time.Now()
 				got := 0
 				buf := make([]byte, 64<<10)
-				const span = 15 * time.Second
+				const span = 10 * time.Second
 				for time.Since(start) < span {
 					n, err := b.Read(buf)
 					if err != nil {

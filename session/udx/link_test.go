@@ -11,7 +11,7 @@ import (
 
 // conditions is what a link does to datagrams.
 type conditions struct {
-	loss, dup, reorder float64       // shares of datagrams; a reordered one comes early by up to delay
+	loss, dup, reorder float64       // shares of datagrams; a reordered one is not delayed
 	delay              time.Duration // one way
 	jitter             time.Duration // at most, keeps order
 	rate               float64       // bytes per second, zero: no limit
@@ -118,7 +118,7 @@ func (p *port) Send(b []byte, to netip.AddrPort) error {
 	}
 	delay := c.delay
 	if n.rng.Float64() < c.reorder {
-		delay = time.Duration(n.rng.Float64() * float64(delay))
+		delay = 0
 	}
 	if c.jitter > 0 {
 		delay += time.Duration(n.rng.Int64N(int64(c.jitter)))

@@ -10,6 +10,10 @@ const (
 	// for how many recoveries without a mistake it stays.
 	reorderMultMax = 16
 	reorderRounds  = 16
+
+	disorderSpan = 64 // packets that rack.disorder looks back over
+	muchDisorder = .1 // share of packets overtaken above which the shortest round trip says little about the path
+	longestWidth = 10 * time.Second
 )
 
 // rack tells lost packets from late ones: a packet is lost when one sent sufficiently later has arrived. Reordering
@@ -20,17 +24,24 @@ type rack struct {
 	sentAt instant       // when the most recently sent packet that has arrived was sent
 	seq    seq           // and its number
 
-	fack       seq  // number after the highest that has arrived
-	reordering bool // a packet was overtaken; kept for the stream's life
-	mult       int  // width of the reorder window in quarters of a round trip
-	rounds     int  // recoveries left until mult falls back to one
+	fack       seq                         // number after the highest that has arrived
+	reordering bool                        // a packet was overtaken; kept for the stream's life
+	disorder   float64                     // share of packets lately that arrived after one sent later
+	longest    windowedBest[time.Duration] // round trip lately, of packets sent once
+	mult       int                         // width of the reorder window in quarters of a round trip
+	rounds     int                         // recoveries left until mult falls back to one
 }
 
-// arrived tells of a packet that was acknowledged. wasLost says that it had been taken for lost and not been sent again.
-func (r *rack) arrived(now instant, p *packet, rtts *rttEstimator, wasLost bool) {
+// arrived tells of a packet that was acknowledged. wasLost says that it had been taken for lost and not been sent again; telling, that the
+// acknowledgement comes when it should, and not after a timeout or a list of blocks cut short.
+func (r *rack) arrived(now instant, p *packet, rtts *rttEstimator, wasLost, telling bool) {
 	rtt := now.sub(p.sentAt)
 	again := p.sends > 1
-	if wasLost || again && rtt < quickest(rtts) {
+	overtaken := r.overtaken(p)
+	if !again && telling {
+		r.longest.update(int64(longestWidth), int64(now), rtt, atLeast)
+	}
+	if wasLost || again && rtt < r.quickest(rtts) {
 		r.mistaken()
 	}
 	if !again || rtt >= rtts.min() {
@@ -39,16 +50,45 @@ func (r *rack) arrived(now instant, p *packet, rtts *rttEstimator, wasLost bool)
 			r.sentAt, r.seq = p.sentAt, p.seq
 		}
 	}
-	switch end := p.seq + 1; {
-	case r.fack.before(end):
-		r.fack = end
-	case end.before(r.fack) && !again:
+	if again || !telling {
+		return
+	}
+	late := 0.0
+	if overtaken {
+		late = 1
 		r.reordering = true
 	}
+	r.disorder += (late - r.disorder) / disorderSpan
+}
+
+// overtaken reports whether p arrives after a packet with a higher number, and notes its own.
+func (r *rack) overtaken(p *packet) bool {
+	if end := p.seq + 1; r.fack.before(end) {
+		r.fack = end
+		return false
+	}
+	return true
+}
+
+// disordered reports whether packets overtake each other so much that round trips differ by nature. Then the estimates take the
+// longest one for the path's, or the packets on the slow way would be taken for lost, and, once sent again, not even be measured.
+func (r *rack) disordered() bool { return r.disorder > muchDisorder }
+
+// least is the shortest round trip to believe as one of the path.
+func (r *rack) least(rtts *rttEstimator) time.Duration {
+	if r.disordered() {
+		return max(rtts.min(), r.longest.get()/2)
+	}
+	return rtts.min()
 }
 
 // quickest is the time under which no acknowledgement of a packet sent again can be due to its latest sending.
-func quickest(rtts *rttEstimator) time.Duration { return max(rtts.min(), rtts.smoothed/4) }
+func (r *rack) quickest(rtts *rttEstimator) time.Duration {
+	if r.disordered() {
+		return r.longest.get() / 4
+	}
+	return max(rtts.min(), rtts.smoothed/4)
+}
 
 // mistaken widens the reorder window: a packet that was taken for lost was only late.
 func (r *rack) mistaken() {
@@ -69,6 +109,9 @@ func (r *rack) recovered() {
 func (r *rack) window(rtts *rttEstimator, hurry bool) time.Duration {
 	if !r.reordering && hurry {
 		return 0
+	}
+	if r.disordered() {
+		return max(r.longest.get()-r.rtt, 0)
 	}
 	unit := max(rtts.min(), rtts.smoothed/2) / 4
 	return min(time.Duration(max(r.mult, 1))*unit, rtts.smoothed+rtts.variance)

@@ -193,7 +193,7 @@ func TestRack(t *testing.T) {
 	var r rack
 	sent := func(q seq, at int) *packet { return &packet{seq: q, sentAt: ms(at), sends: 1, n: 1} }
 	first, second, third := sent(0, 10), sent(1, 20), sent(2, 30)
-	r.arrived(ms(120), second, &rtts, false)
+	r.arrived(ms(120), second, &rtts, false, true)
 	if lost, wait := r.lost(ms(120), third, 0); lost || wait != 0 {
 		t.Errorf("a packet sent later: %v, %v", lost, wait)
 	}
@@ -210,7 +210,10 @@ func TestRack(t *testing.T) {
 	if got := r.window(&rtts, true); got != 0 {
 		t.Errorf("reorder window in a hurry: %v", got)
 	}
-	r.arrived(ms(136), first, &rtts, true) // it was late
+	r.arrived(ms(136), first, &rtts, true, true) // it was late
+	if !r.reordering || r.disordered() {
+		t.Errorf("after one packet that was overtaken: %+v", r)
+	}
 	if got := r.window(&rtts, true); got != 50*time.Millisecond || !r.reordering {
 		t.Errorf("reorder window after a mistake: %v", got)
 	}

@@ -24,13 +24,14 @@ type sampler struct {
 
 // rateSample is what one acknowledgement shows.
 type rateSample struct {
-	bandwidth  float64 // bytes per second; zero: not known
-	prior      int64   // delivered when the packet was sent
-	appLimited bool    // bandwidth is a lower bound
-	rtt        time.Duration
-	acked      int // bytes this acknowledgement delivered
-	lost       int // bytes it showed to be lost
-	inFlight   int // bytes, after it
+	bandwidth  float64       // bytes per second; zero: not known
+	prior      int64         // delivered when the packet was sent
+	appLimited bool          // bandwidth is a lower bound
+	rtt        time.Duration // zero: no sample
+	least      time.Duration // what a round trip of the path takes at least
+	acked      int           // bytes this acknowledgement delivered
+	lost       int           // bytes it showed to be lost
+	inFlight   int           // bytes, after it
 }
 
 // sent marks a packet that is sent now, with inFlight bytes before it.

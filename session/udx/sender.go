@@ -54,6 +54,8 @@ type sender struct {
 	queue     packetList // never sent; all but the last are full
 	sacked    rangeset   // arrived beyond una
 	gaps      []seqRange // scratch
+	unknown   seq        // the peer's last list of blocks was full, and says nothing about packets from here on
+	cutShort  bool       // it was
 
 	flightCost int // bytes in flight, as the network counts them
 	flightData int // bytes of payload in flight, as the peer's window counts them
@@ -197,7 +199,7 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 		if latest.at == 0 || !p.sentBefore(latest.at, latest.seq) {
 			latest.at, latest.seq, latest.again = p.sentAt, p.seq, p.sends > 1
 		}
-		if s.rack.reordering && p.sends == 1 { // the last one alone would show the path too short
+		if s.sampleAll() && p.sends == 1 { // the last one alone would show the path too short
 			s.rtt.sample(now, now.sub(p.sentAt))
 		}
 		s.arrived(now, p)
@@ -222,7 +224,7 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 	var rtt time.Duration
 	if latest.at != 0 && !latest.again {
 		rtt = max(now.sub(latest.at), 1)
-		if !s.rack.reordering {
+		if !s.sampleAll() {
 			s.rtt.sample(now, rtt)
 		}
 		s.tailOut = false
@@ -237,11 +239,9 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 	}
 	lost := s.detect(now, acked)
 	if before > 0 {
-		least := s.leastRTT()
+		least := s.rack.least(&s.rtt)
 		sample := s.rate.sample(now, least)
-		if rtt > 0 {
-			rtt = max(rtt, least)
-		}
+		sample.least = least
 		sample.rtt, sample.acked, sample.lost, sample.inFlight = rtt, acked, lost, s.flightCost
 		s.congestion.acked(now, sample, s.rate.delivered)
 		s.pacer.setRate(now, s.congestion.rate)
@@ -251,14 +251,9 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 	}
 }
 
-// leastRTT is the shortest round trip to believe as one of the path. On a path that reorders much, packets that overtake others
-// show less than the path holds.
-func (s *sender) leastRTT() time.Duration {
-	if s.rack.mult > 1 {
-		return max(s.rtt.min(), s.rtt.smoothed/2)
-	}
-	return s.rtt.min()
-}
+// sampleAll reports whether the round trip of every packet counts, and not only of the one sent last: where packets overtake each
+// other, that is often one that overtook. After a list of blocks cut short, what others took says nothing.
+func (s *sender) sampleAll() bool { return s.rack.reordering && !s.cutShort }
 
 // updateWindow takes the window of a packet unless a later one has set it.
 func (s *sender) updateWindow(h Header) {
@@ -274,6 +269,9 @@ func (s *sender) updateWindow(h Header) {
 // takeBlocks calls arrived for each packet in the blocks of a packet that is not known to have arrived. Blocks must
 // ascend; those that make no sense are left out.
 func (s *sender) takeBlocks(blocks []byte, arrived func(*packet)) {
+	if len(blocks) > 0 || s.una == s.next {
+		s.cutShort = len(blocks) >= maxSACKs*sackSize
+	}
 	least, most := seq(0), s.next-s.una // counted from una, so that nothing can hide behind the wrap
 	for ; len(blocks) >= sackSize; blocks = blocks[sackSize:] {
 		b := sackBlock(blocks)
@@ -282,6 +280,7 @@ func (s *sender) takeBlocks(blocks []byte, arrived func(*packet)) {
 			continue
 		}
 		least = end
+		s.unknown = b.end
 		s.gaps = s.sacked.appendMissing(s.gaps[:0], b.start, b.end)
 		for _, g := range s.gaps {
 			for q := g.start; q != g.end; q++ {
@@ -297,16 +296,17 @@ func (s *sender) takeBlocks(blocks []byte, arrived func(*packet)) {
 
 // arrived takes a packet out of the books for good.
 func (s *sender) arrived(now instant, p *packet) {
+	telling := !s.cutShort && s.state != timedOut
 	switch p.state {
 	case packetInFlight:
 		s.flight.remove(p)
 		s.flightCost -= p.cost()
 		s.flightData -= p.n
-		s.rack.arrived(now, p, &s.rtt, false)
+		s.rack.arrived(now, p, &s.rtt, false, telling)
 	case packetLost:
 		s.missing.remove(p)
 		s.stats.spurious++
-		s.rack.arrived(now, p, &s.rtt, true)
+		s.rack.arrived(now, p, &s.rtt, true, telling)
 	case packetQueued, packetDelivered:
 		return
 	}
@@ -332,7 +332,11 @@ func (s *sender) detect(now instant, acked int) (lost int) {
 	}
 	window := s.rack.window(&s.rtt, s.state != open || sackedCount >= 3)
 	congested := false
-	for p := s.flight.first; p != nil; p = s.flight.first {
+	for p, next := s.flight.first, (*packet)(nil); p != nil; p = next {
+		next = p.next
+		if s.cutShort && !p.seq.before(s.unknown) {
+			continue
+		}
 		is, wait := s.rack.lost(now, p, window)
 		if !is {
 			if wait > 0 {
@@ -395,6 +399,9 @@ func (s *sender) setTimer(now instant) {
 // timeout returns the time until everything is taken for lost, doubled for each time it was.
 func (s *sender) timeout() time.Duration {
 	rto := s.rtt.rto()
+	if s.rack.disordered() {
+		rto = max(rto, s.rack.longest.get()*5/4)
+	}
 	limit := max(2*rto, rtoBackoffMax)
 	for range s.timeouts {
 		if rto *= 2; rto >= limit {
