@@ -27,7 +27,7 @@ type machine interface {
 	advance(now time.Time) (wake time.Time)
 	take() todo
 	ended() error // nil while the attempt goes on
-	end()
+	release()     // gives back what is shared with other attempts
 	local() *survey
 	probing() *prober
 	report() Report
@@ -48,7 +48,11 @@ type attempt struct {
 	id         uint64     // client
 	log        *slog.Logger
 
-	m      machine // owned by the loop goroutine
+	// Owned by the loop goroutine.
+	m       machine
+	talking context.Context    // of the messages under way
+	hush    context.CancelFunc // ends them
+
 	main   Socket
 	in     chan func(now time.Time) // for the loop to run
 	paths  chan Path
@@ -76,7 +80,9 @@ func newAttempt(node Node, open func() (Socket, error), payloadKey [32]byte, log
 		log = slog.New(slog.DiscardHandler)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
+	talking, hush := context.WithCancel(ctx)
 	return &attempt{
+		talking: talking, hush: hush,
 		node: node, openSocket: open, payloadKey: payloadKey, log: log,
 		main: main, socks: []Socket{main},
 		in: make(chan func(time.Time), inboxSize), paths: make(chan Path, pathsSize),
@@ -93,7 +99,7 @@ func (a *attempt) start(m machine) {
 func (a *attempt) run() {
 	defer close(a.done)
 	defer close(a.paths)
-	defer a.m.end()
+	defer a.m.release()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -137,6 +143,10 @@ func (a *attempt) note() {
 
 // perform does what the machine asked for. It reports whether the machine has to be advanced at once.
 func (a *attempt) perform(do todo) (again bool) {
+	if do.hush {
+		a.hush()
+		a.talking, a.hush = context.WithCancel(a.ctx)
+	}
 	for _, p := range do.probes {
 		if err := p.sock.SendTTL([]byte{0}, p.to, p.ttl); err != nil {
 			a.log.Debug("probe not sent", "to", p.to, "error", err)
@@ -149,7 +159,8 @@ func (a *attempt) perform(do todo) (again bool) {
 		a.wg.Go(func() { a.ping(to) })
 	}
 	for _, s := range do.signals {
-		a.wg.Go(func() { a.signal(s) })
+		ctx := a.talking
+		a.wg.Go(func() { a.signal(ctx, s) })
 	}
 	for _, p := range do.paths {
 		select {
@@ -208,8 +219,8 @@ func (a *attempt) ping(to netip.AddrPort) {
 	})
 }
 
-func (a *attempt) signal(s signal) {
-	reply, err := a.node.Holepunch(a.ctx, s.relay, a.main, a.target, a.id, a.seal(&s.payload), s.peer)
+func (a *attempt) signal(ctx context.Context, s signal) {
+	reply, err := a.node.Holepunch(ctx, s.relay, a.main, a.target, a.id, a.seal(&s.payload), s.peer)
 	var p payload
 	if err == nil {
 		p, err = openPayload(&a.payloadKey, reply.Payload)

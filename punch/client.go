@@ -21,8 +21,10 @@ const (
 	busyPause = 500 * time.Millisecond // before the limit is tried again
 	busyTime  = 8 * time.Second        // the server waits 10 s
 
-	laterPause = 3 * time.Second // after a TRY_LATER, and up to as much more
-	maxLater   = 4
+	settle = 300 * time.Millisecond
+
+	laterPause = 4 * time.Second // after a TRY_LATER, and up to as much more
+	maxLater   = 5
 
 	lastWords = 2 * time.Second // for the answer to the last probe
 
@@ -72,7 +74,9 @@ type client struct {
 	server  netip.AddrPort // its punch socket as the relay of the handshake sees it
 	round   uint64         // of the next message
 	heard   uint64         // highest round answered
+	end     time.Time      // of talking
 	sent    int            // messages in this state
+	asked   int            // messages in the first state
 	next    time.Time      // of the next message
 	waiting map[int]clientState
 	ids     int
@@ -86,7 +90,8 @@ type client struct {
 
 // todo is what a machine wants done. Everything is to be done at once, in any order but that of the fields' kinds.
 type todo struct {
-	open    int // sockets, to be handed to the prober
+	hush    bool // messages under way are not to be sent again. Comes before all else
+	open    int  // sockets, to be handed to the prober
 	probes  []probe
 	pings   []netip.AddrPort // from the punch socket
 	signals []signal         // client
@@ -109,7 +114,7 @@ func newClient(now time.Time, c client, open bool, nodes []netip.AddrPort) *clie
 		first := c.pairs[i]
 		c.pairs = slices.Insert(slices.Delete(slices.Clone(c.pairs), i, i+1), 0, first)
 	}
-	c.start, c.next = now, now
+	c.start, c.next, c.end = now, now, now.Add(talkTime)
 	c.survey = newSurvey(now, open, nodes)
 	if c.server.Port() != 0 && probeable(c.server.Addr()) {
 		c.remote.seen = c.server
@@ -183,15 +188,16 @@ func (c *client) step(now time.Time) (wake time.Time) {
 }
 
 // talk sends the next message of the state if it is due. Messages are repeated through other relays before the
-// first is known to be lost.
+// first is known to be lost, but for an invitation to guess ports: a reference server that is guessing already takes
+// a second one for a further attempt, and gives up.
 func (c *client) talk(now time.Time, message func(now time.Time) signal) (wake time.Time) {
-	end := c.start.Add(talkTime)
+	alone := c.state == clientInviting && c.strategy().guesses()
 	switch {
-	case !now.Before(end), c.sent == maxMessages && len(c.waiting) == 0:
+	case !now.Before(c.end), c.sent == maxMessages && len(c.waiting) == 0:
 		c.fail(now, ErrSilent)
 		return time.Time{}
-	case c.sent == maxMessages:
-		return end
+	case c.sent == maxMessages, alone && len(c.waiting) > 0:
+		return c.end
 	case now.Before(c.next):
 		return c.next
 	}
@@ -241,7 +247,7 @@ func (c *client) invite(time.Time) signal {
 	if s.proof {
 		p.token = makeToken(&c.secret, c.server.Addr())
 	}
-	if strategyFor(c.survey.firewall, c.remote.firewall) == exchange {
+	if c.strategy() == exchange {
 		targets, doubtful := c.remote.targets()
 		for _, a := range targets[:len(targets)-doubtful] {
 			c.open(a)
@@ -258,14 +264,14 @@ func (c *client) open(to netip.AddrPort) {
 
 // decide goes on once both NATs are known.
 func (c *client) decide(now time.Time) (wake time.Time) {
-	switch end := c.start.Add(talkTime); {
-	case !now.Before(end):
+	switch {
+	case !now.Before(c.end):
 		c.fail(now, ErrLocalUnknown)
 		return time.Time{}
 	case !c.survey.done:
-		return end
+		return c.end
 	}
-	s := strategyFor(c.survey.firewall, c.remote.firewall)
+	s := c.strategy()
 	switch {
 	case c.survey.again(now):
 		return now
@@ -291,11 +297,23 @@ func (c *client) decide(now time.Time) (wake time.Time) {
 	}
 	c.survey.frozen = true
 	c.enter(now, clientInviting)
+	if c.asked > 1 && s.guesses() {
+		c.next = now.Add(settle) // what was asked through other relays must not arrive after the invitation
+	}
 	return time.Time{}
 }
 
+// strategy returns how the two NATs are punched, as far as they are known.
+func (c *client) strategy() strategy { return strategyFor(c.survey.firewall, c.remote.firewall) }
+
+// enter goes on to state s. Messages of the old state are not repeated any more.
 func (c *client) enter(now time.Time, s clientState) {
+	if c.state == clientAsking {
+		c.asked = c.sent
+	}
 	c.state, c.sent, c.next = s, 0, now
+	clear(c.waiting)
+	c.out.hush = true
 }
 
 // abort tells the server that there is no point in waiting, and fails.
@@ -313,11 +331,11 @@ func (c *client) fail(now time.Time, reason error) {
 		After: now.Sub(c.start),
 	}
 	c.state = clientFailed
-	c.end()
+	c.release()
 }
 
-// end gives back what the client holds. It may be called twice.
-func (c *client) end() {
+// release gives back what the client holds. It may be called twice.
+func (c *client) release() {
 	if c.limited {
 		c.limited = false
 		c.limit.release()
@@ -331,7 +349,7 @@ func (c *client) missed(id int) { delete(c.waiting, id) }
 func (c *client) answered(now time.Time, s *signal, p *payload, peer, self netip.AddrPort) {
 	asked, ok := c.waiting[s.id]
 	delete(c.waiting, s.id)
-	if !ok || c.state == clientFailed {
+	if !ok || c.state == clientFailed { // too late to be of interest
 		return
 	}
 	c.survey.add(self, s.relay)
@@ -340,9 +358,10 @@ func (c *client) answered(now time.Time, s *signal, p *payload, peer, self netip
 	}
 	c.heard = p.round
 	switch {
-	case p.refusal == refusalTryLater && c.later < maxLater:
+	case p.refusal == refusalTryLater && c.later < maxLater && p.firewall != dht.FirewallUnknown:
 		c.later++
 		c.sent = 0
+		c.end = now.Add(talkTime)
 		c.next = now.Add(laterPause + time.Duration(c.rand.Int64N(int64(laterPause))))
 		return
 	case p.refusal == refusalTryLater:

@@ -33,6 +33,7 @@
 //     that second otherwise.
 //   - The client says so not only in round 0 but in round 1 too. A reference server answers that with a probe at once.
 //   - Messages are sent again through other relays, and first probes several times, before anything is known to be lost.
+//     Only an invitation to guess ports is not: a reference server counts a second one as a second attempt.
 //   - More nodes are asked if some do not answer, and two or one samples must do in a network that has no more nodes.
 //   - A server that guesses ports for others already answers "try later" and waits, with or without a relay.
 //

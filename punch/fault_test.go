@@ -55,7 +55,7 @@ func TestLoss(t *testing.T) {
 	}{
 		{0.05, 40, 40, 200 * time.Millisecond, 2 * time.Second},
 		{0.2, 40, 40, 700 * time.Millisecond, 5 * time.Second},
-		{0.5, 40, 38, 8 * time.Second, 30 * time.Second},
+		{0.5, 40, 36, 8 * time.Second, 30 * time.Second}, // one in eighty fails, over 2,000 tries
 	}
 	for _, tt := range tests {
 		t.Run(fmt.Sprintf("%v %%", 100*tt.loss), func(t *testing.T) {
@@ -240,7 +240,7 @@ func TestLimit(t *testing.T) {
 // answers do not get back.
 func TestOneWayPathsAreNotTheEnd(t *testing.T) {
 	took, failed := meetMany(t, 20, "linux", "symeif", nil)
-	if len(failed) > 1 { // one in a thousand is bad luck
+	if len(failed) > 0 {
 		t.Errorf("%d met, %v", len(took), failed)
 	}
 }

@@ -286,11 +286,11 @@ func (s *server) fail(now time.Time, reason error) {
 		Stage: stage, Local: s.survey.firewall, Remote: s.remote.firewall, Reason: reason, After: now.Sub(s.start),
 	}
 	s.state = serverFailed
-	s.end()
+	s.release()
 }
 
-// end gives back what the server holds. It may be called twice.
-func (s *server) end() {
+// release gives back what the server holds. It may be called twice.
+func (s *server) release() {
 	if s.limited {
 		s.limited = false
 		s.limit.release()
