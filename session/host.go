@@ -137,8 +137,7 @@ func New(cfg Config) (*Host, error) {
 		return nil, err
 	}
 	if h.client, err = h.network.Listen(netip.AddrPortFrom(h.cfg.Addr, 0)); err != nil {
-		h.server.Close()
-		return nil, err
+		return nil, errors.Join(err, h.server.Close())
 	}
 	h.mux = udx.NewMux(udx.Config{Logger: h.log})
 	node := cfg.DHT
@@ -147,10 +146,7 @@ func New(cfg Config) (*Host, error) {
 		node.Logger = h.log
 	}
 	if h.node, err = dht.New(node); err != nil {
-		h.client.Close()
-		h.server.Close()
-		h.mux.Close()
-		return nil, err
+		return nil, errors.Join(err, h.client.Close(), h.server.Close(), h.mux.Close())
 	}
 	for _, s := range []Socket{h.server, h.client} {
 		useBulk(s)
@@ -383,8 +379,7 @@ func (h *Host) openSocket(sink *probeSink) (Socket, error) {
 	h.mu.Lock()
 	if h.closed {
 		h.mu.Unlock()
-		s.Close()
-		return nil, net.ErrClosed
+		return nil, errors.Join(net.ErrClosed, s.Close())
 	}
 	h.sinks[s] = sink
 	h.mu.Unlock()

@@ -656,7 +656,9 @@ func (l *link) close(cause error) {
 		l.stream.Reset(cause)
 	}
 	for _, s := range owned {
-		s.Close()
+		if err := s.Close(); err != nil {
+			l.log.Debug("socket not closed", "error", err)
+		}
 	}
 	if l.epoch != nil {
 		l.epoch.Close()

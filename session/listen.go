@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"slices"
@@ -150,7 +151,7 @@ func (l *Listener) shutdown(ctx context.Context) error {
 	for {
 		select {
 		case c := <-l.accepted:
-			c.Close()
+			err = errors.Join(err, c.Close())
 			continue
 		default:
 		}
@@ -433,7 +434,6 @@ func (l *Listener) deliver(lk *link) {
 	case l.accepted <- c:
 		return
 	default:
-		l.host.log.Warn("stream refused: nobody accepts", "peer", lk.remote.Short())
 	}
-	c.Close()
+	lk.log.Warn("stream refused: nobody accepts", "error", c.Close())
 }

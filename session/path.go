@@ -140,13 +140,6 @@ func (p *prober) wake(probes int, now time.Time) {
 	}
 }
 
-// rest stops probing of all candidates.
-func (p *prober) rest() {
-	for _, c := range p.cands {
-		c.next = time.Time{}
-	}
-}
-
 // drop forgets the candidates of a socket that is closed.
 func (p *prober) drop(sock Socket) {
 	p.cands = slices.DeleteFunc(p.cands, func(c *candidate) bool { return c.route.sock == sock })
