@@ -173,11 +173,13 @@ func contactsAt(addrs []netip.AddrPort) (nodes []contact) {
 // It returns the nodes closest to the target, and an error if the query did not run to its end.
 func (n *Node) search(ctx context.Context, spec lookupSpec, each func(found) bool) ([]found, error) {
 	s := searching{more: make(chan struct{}, 1)}
-	spec.found = func(_ time.Time, f found) { s.results = append(s.results, f); s.wake() }
+	spec.found = func(_ time.Time, f found) {
+		s.results, s.answered = append(s.results, f), true
+		s.wake()
+	}
 	n.do(func(now time.Time) {
 		s.lookup = n.lookup(now, spec, func(_ time.Time, closest []found, err error) {
 			s.over, s.closest, s.err = true, closest, err
-			s.answered = s.answered || len(closest) > 0
 			s.wake()
 		})
 	})
@@ -185,7 +187,6 @@ func (n *Node) search(ctx context.Context, spec lookupSpec, each func(found) boo
 	for {
 		results, over := s.take(n)
 		for _, f := range results {
-			s.answered = true
 			if !each(f) {
 				return nil, nil
 			}
@@ -213,7 +214,7 @@ type searching struct {
 	lookup   *lookup
 	results  []found
 	closest  []found
-	answered bool // the reader has seen an answer
+	answered bool // anyone has
 	over     bool
 	err      error
 	more     chan struct{}

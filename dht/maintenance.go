@@ -41,6 +41,7 @@ type maintenance struct {
 	hintsSent     int              // see maxDownHints
 	strangers     []netip.AddrPort // those that are no members, whose view of our address was taken in
 	former        []netip.AddrPort // nodes that no longer answered, the latest last: to be tried when none is left
+	lastPublic    netip.AddrPort   // our public address when it was last known for sure
 	checkingState bool             // a network state check is on its way
 	joined        netip.Addr       // our host when we became a member
 }

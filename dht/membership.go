@@ -24,7 +24,10 @@ func (n *Node) sampled(now time.Time, a netip.AddrPort) {
 		n.leave() // our id named the old address
 		n.maintenance.stableTicks = stableTicks
 	}
-	n.refreshAnnouncements(now)
+	if after.Port() != 0 && after != n.lastPublic { // not for every doubt about the port
+		n.lastPublic = after
+		n.refreshAnnouncements(now)
+	}
 }
 
 // considerJoining checks whether the node can be a member, if it is time for that.
