@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
-	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -138,11 +137,6 @@ func (p *prober) wake(probes int, now time.Time) {
 	for _, c := range p.cands {
 		c.start(probes, now)
 	}
-}
-
-// drop forgets the candidates of a socket that is closed.
-func (p *prober) drop(sock Socket) {
-	p.cands = slices.DeleteFunc(p.cands, func(c *candidate) bool { return c.route.sock == sock })
 }
 
 // probe is one ping to send.
