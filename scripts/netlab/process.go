@@ -38,13 +38,14 @@ type Cmd struct {
 
 // Process is a running command. Its methods may be called concurrently.
 type Process struct {
-	Name string
-	cmd  *exec.Cmd
-	done chan struct{} // closed after the process ended and its output was read
+	Name    string
+	cmd     *exec.Cmd
+	started time.Time
+	done    chan struct{} // closed after the process ended and its output was read
 
 	mu   sync.Mutex // guards the fields below
 	err  error      // of Wait
-	tail []string   // the last lines of stdout and stderr
+	tail []string   // the last lines of stdout and stderr, with the seconds since the start
 }
 
 // command returns a command that runs in a process group of its own, so that a Ctrl-C in the terminal
@@ -60,7 +61,7 @@ func (n *Net) Start(c Cmd) (*Process, error) {
 	if n.lab.trace != nil {
 		n.lab.trace(n.Name, strings.Join(c.Args, " "))
 	}
-	p := &Process{Name: n.Name + ": " + strings.Join(c.Args, " "), done: make(chan struct{})}
+	p := &Process{Name: n.Name + ": " + strings.Join(c.Args, " "), started: time.Now(), done: make(chan struct{})}
 	p.cmd = command(context.Background(), c.Args)
 	p.cmd.Env = append(os.Environ(), c.Env...)
 	p.cmd.Stdin = c.Stdin
@@ -96,17 +97,18 @@ func (n *Net) Start(c Cmd) (*Process, error) {
 	return p, nil
 }
 
-func (p *Process) read(r io.Reader, line func(string)) {
+func (p *Process) read(r io.Reader, onLine func(string)) {
 	sc := bufio.NewScanner(r)
 	sc.Buffer(nil, 1<<20)
 	for sc.Scan() {
 		p.mu.Lock()
-		if p.tail = append(p.tail, sc.Text()); len(p.tail) > maxTail {
+		line := fmt.Sprintf("%8.3f  %s", time.Since(p.started).Seconds(), sc.Text())
+		if p.tail = append(p.tail, line); len(p.tail) > maxTail {
 			p.tail = slices.Delete(p.tail, 0, maxTail/2)
 		}
 		p.mu.Unlock()
-		if line != nil {
-			line(sc.Text())
+		if onLine != nil {
+			onLine(sc.Text())
 		}
 	}
 	io.Copy(io.Discard, r) //nolint:errcheck // a line too long: let the process go on
@@ -118,7 +120,7 @@ func (p *Process) PID() int { return p.cmd.Process.Pid }
 // Done is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Output returns the last lines the process wrote on stdout and stderr.
+// Output returns the last lines the process wrote on stdout and stderr, each after the seconds since its start.
 func (p *Process) Output() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
