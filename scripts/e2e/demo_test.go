@@ -30,7 +30,8 @@ func TestDemoLeavesNothingBehind(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			l := e2etest.Lab(t)
-			temp, err := os.MkdirTemp("/tmp", "omegatun-demo-test.") // not in /run, which the demo replaces
+			//nolint:usetesting // t.TempDir is in /run here, which the demo replaces by its own
+			temp, err := os.MkdirTemp("/tmp", "omegatun-demo-test.")
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -151,7 +151,7 @@ func omegatunEcho(t *testing.T, s scene) (key string) {
 				return
 			}
 			go func() {
-				io.Copy(c, c) //nolint:errcheck // the client notices
+				io.Copy(c, c)
 				c.Close()
 			}()
 		}

@@ -210,7 +210,6 @@ func (d *demo) ping(ctx context.Context) error {
 		received, rtt := "", ""
 		for line := range strings.Lines(out) {
 			if strings.Contains(line, "received") {
-				received, _, _ = strings.Cut(line, ",  ")
 				fields := strings.Split(line, ", ")
 				received = strings.Join(fields[:min(3, len(fields))], ", ")
 			}

@@ -21,16 +21,16 @@ import (
 // binEnv names the omegatun command under test. Without it all tests are skipped.
 const binEnv = "OMEGATUN_BIN"
 
-// noSandbox says why the tests cannot run, nil if they can. It is written before the tests start.
-var noSandbox error
+// sandbox says whether the tests can run. It is written before they start.
+var sandbox struct{ missing error }
 
 // Main is for TestMain: it moves the tests into a sandbox, if they are to run at all, and exits.
 func Main(m *testing.M) {
-	if noSandbox = wanted(); noSandbox == nil {
-		noSandbox = netlab.Enter()
+	if sandbox.missing = wanted(); sandbox.missing == nil {
+		sandbox.missing = netlab.Enter()
 	}
-	if noSandbox == nil {
-		noSandbox = os.Setenv("TMPDIR", "/run") // in the sandbox: gone with it
+	if sandbox.missing == nil {
+		sandbox.missing = os.Setenv("TMPDIR", "/run") // in the sandbox: gone with it
 	}
 	os.Exit(m.Run())
 }
@@ -54,8 +54,8 @@ func Bin() string { return os.Getenv(binEnv) }
 // fails if the lab cannot be taken down completely.
 func Lab(t testing.TB) *netlab.Lab {
 	t.Helper()
-	if noSandbox != nil {
-		t.Skip(noSandbox)
+	if sandbox.missing != nil {
+		t.Skip(sandbox.missing)
 	}
 	before := processes(t)
 	l, err := netlab.New(t.Context(), "", nil)

@@ -259,11 +259,11 @@ type Status struct {
 			MTU  int    `json:"mtu"`
 		} `json:"interface"`
 	} `json:"self"`
-	Peers []PeerStatus `json:"peers"`
+	Peers []Remote `json:"peers"`
 }
 
-// PeerStatus is a peer in [Status].
-type PeerStatus struct {
+// Remote is a peer in [Status].
+type Remote struct {
 	Key   string `json:"key"`
 	State string `json:"state"`
 	Path  struct {
@@ -291,13 +291,13 @@ func (p *Peer) Status() (Status, error) {
 }
 
 // Peer returns the status of the peer with that key.
-func (s Status) Peer(key string) (PeerStatus, bool) {
+func (s Status) Peer(key string) (Remote, bool) {
 	for _, p := range s.Peers {
 		if p.Key == key {
 			return p, true
 		}
 	}
-	return PeerStatus{}, false
+	return Remote{}, false
 }
 
 // FirstReply sends pings to addr until one is answered, and returns when that was.

@@ -56,7 +56,7 @@ func ServeHTTP(n *netlab.Net, addr netip.AddrPort) (stop func(), err error) {
 		srv.Serve(ln) //nolint:errcheck // ends when closed
 	}()
 	return func() {
-		srv.Close()
+		srv.Close() //nolint:errcheck // there is nothing to save
 		<-done
 	}, nil
 }
