@@ -176,7 +176,7 @@ func TestKnownNodesStandInForBootstrapNodes(t *testing.T) {
 		if i := n.Info(); i.Nodes < 10 || !i.Online {
 			t.Errorf("knows %d nodes after %v", i.Nodes, time.Since(start))
 		}
-		if took := time.Since(start); took > 3*time.Second {
+		if took := time.Since(start); took > 5*time.Second { // a second for each round that meets dead nodes
 			t.Errorf("took %v", took)
 		}
 	})
