@@ -6,8 +6,8 @@ const (
 	// ackDelay is how long a packet in order may wait for its acknowledgement. The peer's timers allow for 2 ms.
 	ackDelay = time.Millisecond
 
-	// ackEvery is how many such packets are acknowledged at once; while a stream starts, the peer's window opens by what
-	// is acknowledged and two are enough.
+	// ackEvery is how many such packets are acknowledged at once; while a stream starts, the peer's window opens by
+	// what is acknowledged and two are enough.
 	ackEvery      = 16
 	ackEveryStart = 2
 	ackStart      = 64 // packets
@@ -21,8 +21,8 @@ type acks struct {
 	due     instant // acknowledge then; zero: nothing to acknowledge
 }
 
-// received counts a numbered packet. prompt says that it must not wait: it is out of order, a duplicate, fills a hole, or ends
-// the stream.
+// received counts a numbered packet. prompt says that it must not wait: it is out of order, a duplicate, fills a
+// hole, or ends the stream.
 func (a *acks) received(now instant, prompt bool) {
 	a.pending++
 	every := ackEvery

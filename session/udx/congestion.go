@@ -24,7 +24,8 @@ const (
 	extraTime       = 100 * time.Millisecond
 )
 
-// cycleGains are the pacing gains of steady state, a shortest round trip each: ask for more, give the queue back, cruise.
+// cycleGains are the pacing gains of steady state, a shortest round trip each: ask for more, give the queue back,
+// cruise.
 var cycleGains = [...]float64{1.25, 0.75, 1, 1, 1, 1, 1, 1} //nolint:gochecknoglobals // a constant table
 
 type congestionMode uint8
@@ -250,7 +251,8 @@ func (c *congestion) setRate() {
 	if bw := c.bandwidth.get(); bw > 0 {
 		rate := bw * c.paceGain * paceMargin / (1 - min(c.overrun.chance, maxChance)) // bw is what arrives
 		if c.full || rate > c.rate {
-			c.rate = rate
+			// Whatever was measured, a little must go out each round, or nothing is measured again.
+			c.rate = max(rate, minWindow/max(c.shortest, c.least, 10*time.Millisecond).Seconds())
 		}
 	}
 }
@@ -298,8 +300,9 @@ func (c *congestion) sending(now instant, appLimited bool) {
 	}
 }
 
-// lost tells that a recovery begins: lost bytes were found lost, and inFlight are left. Many at once mean that a queue is overrun; then
-// only as much goes out as comes in for a round. A few are taken for chance, and cost no more than what a full path holds.
+// lost tells that a recovery begins: lost bytes were found lost, and inFlight are left. Many at once mean that a
+// queue is overrun; then only as much goes out as comes in for a round. A few are taken for chance, and cost no more
+// than what a full path holds.
 func (c *congestion) lost(delivered int64, inFlight, acked, lost int) {
 	if !c.recovering && c.mode != probeRTT {
 		c.priorWin = max(c.priorWin, c.window)

@@ -45,8 +45,8 @@ func (s *tape) take() (sent []taped) {
 	return sent
 }
 
-// steady returns a packet as it would look without what may differ between two correct endpoints: padding, and a window that
-// counts what is buffered.
+// steady returns a packet as it would look without what may differ between two correct endpoints: padding, and a
+// window that counts what is buffered.
 func steady(b []byte) string {
 	h, rest, err := ParseHeader(b)
 	if err != nil {
@@ -119,8 +119,8 @@ func (k *talk) read(want string) {
 	}
 }
 
-// TestExchange plays both sides of a recorded conversation: what comes from the other side is fed as it was recorded, and what
-// goes out must be what the reference sent.
+// TestExchange plays both sides of a recorded conversation: what comes from the other side is fed as it was
+// recorded, and what goes out must be what the reference sent.
 func TestExchange(t *testing.T) {
 	var capture struct {
 		Steps []struct {

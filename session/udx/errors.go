@@ -2,8 +2,8 @@ package udx
 
 import "errors"
 
-// Errors of a stream. They are wrapped; use errors.Is. Further ones are net.ErrClosed (used after Close), io.ErrClosedPipe
-// (Write after CloseWrite) and os.ErrDeadlineExceeded.
+// Errors of a stream. They are wrapped; use errors.Is. Further ones are net.ErrClosed (used after Close),
+// io.ErrClosedPipe (Write after CloseWrite) and os.ErrDeadlineExceeded.
 var (
 	ErrReset        = errors.New("reset by the peer")
 	ErrTimeout      = errors.New("the peer does not answer") // data stayed unacknowledged for too long

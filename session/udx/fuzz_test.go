@@ -54,8 +54,8 @@ func FuzzAssembly(f *testing.F) {
 	})
 }
 
-// FuzzStream feeds a stream that sends any packets that claim to come from its peer, while an honest peer talks to it as well. It must
-// not fail but by a reset, keep its books, and acknowledge only what it was sent.
+// FuzzStream feeds a stream that sends any packets that claim to come from its peer, while an honest peer talks to
+// it as well. It must not fail but by a reset, keep its books, and acknowledge only what it was sent.
 func FuzzStream(f *testing.F) {
 	packet := func(flags Flags, q, ack uint32, rest string) []byte {
 		b := Header{Flags: flags, Window: 1 << 16, Seq: q, Ack: ack}.Append(nil)

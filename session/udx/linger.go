@@ -12,8 +12,8 @@ const (
 	maxLingering = 16384 // closed streams remembered; beyond, the oldest is forgotten
 )
 
-// lingering answers for a stream that is closed. If the last acknowledgement was lost, the peer asks again and must not be left
-// to conclude that the end of its data never arrived; if a DESTROY was lost, it is told again.
+// lingering answers for a stream that is closed. If the last acknowledgement was lost, the peer asks again and must
+// not be left to conclude that the end of its data never arrived; if a DESTROY was lost, it is told again.
 type lingering struct {
 	paths  [2]path // present and previous
 	header Header  // what to answer: STATE or DESTROY

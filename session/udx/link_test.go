@@ -38,7 +38,6 @@ type port struct {
 	addr netip.AddrPort
 	mux  *Mux                                // that receives
 	recv func(b []byte, from netip.AddrPort) // if mux is nil
-	out  map[netip.AddrPort]*conditions      // by destination; of others, link
 	link conditions
 	free map[netip.AddrPort]time.Time // when the link can take the next datagram
 }
@@ -76,6 +75,13 @@ func (n *network) port(addr string, mux *Mux, link conditions) *port {
 	defer n.mu.Unlock()
 	n.ports[p.addr] = p
 	return p
+}
+
+// setDrop replaces drop; nil lets everything through.
+func (n *network) setDrop(drop func(from, to netip.AddrPort, b []byte) bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.drop = drop
 }
 
 func (p *port) LocalAddr() netip.AddrPort { return p.addr }

@@ -32,8 +32,9 @@ type rack struct {
 	rounds     int                         // recoveries left until mult falls back to one
 }
 
-// arrived tells of a packet that was acknowledged. wasLost says that it had been taken for lost and not been sent again; telling, that the
-// acknowledgement comes when it should, and not after a timeout or a list of blocks cut short.
+// arrived tells of a packet that was acknowledged. wasLost says that it had been taken for lost and not been sent
+// again; telling, that the acknowledgement comes when it should, and not after a timeout or a list of blocks cut
+// short.
 func (r *rack) arrived(now instant, p *packet, rtts *rttEstimator, wasLost, telling bool) {
 	rtt := now.sub(p.sentAt)
 	again := p.sends > 1
@@ -70,8 +71,9 @@ func (r *rack) overtaken(p *packet) bool {
 	return true
 }
 
-// disordered reports whether packets overtake each other so much that round trips differ by nature. Then the estimates take the
-// longest one for the path's, or the packets on the slow way would be taken for lost, and, once sent again, not even be measured.
+// disordered reports whether packets overtake each other so much that round trips differ by nature. Then the
+// estimates take the longest one for the path's, or the packets on the slow way would be taken for lost, and, once
+// sent again, not even be measured.
 func (r *rack) disordered() bool { return r.disorder > muchDisorder }
 
 // least is the shortest round trip to believe as one of the path.

@@ -11,8 +11,9 @@ const (
 	overrunForget = 30 * time.Second // after which chance is doubted again
 )
 
-// overrun bounds what is in flight where that is what causes loss: a queue or a receiver's buffer shorter than the model of the path
-// makes believe. It tells such loss from chance by trial: with less in flight, the one goes away and the other does not.
+// overrun bounds what is in flight where that is what causes loss: a queue or a receiver's buffer shorter than the
+// model of the path makes believe. It tells such loss from chance by trial: with less in flight, the one goes away
+// and the other does not.
 type overrun struct {
 	bound  int     // bytes; zero: none
 	chance float64 // share of loss that does not depend on what is in flight
@@ -25,8 +26,8 @@ type overrun struct {
 	peak         int     // most in flight this round
 }
 
-// acked takes what an acknowledgement showed; newRound says that it begins a round trip, floor is what the path holds without a
-// queue.
+// acked takes what an acknowledgement showed; newRound says that it begins a round trip, floor is what the path
+// holds without a queue.
 func (o *overrun) acked(now instant, r rateSample, newRound bool, floor int) {
 	o.lost += r.lost
 	o.passed += r.acked

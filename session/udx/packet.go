@@ -29,8 +29,8 @@ const (
 	packetDelivered
 )
 
-// packet is a numbered packet from when its first byte is written until it is acknowledged. Its datagram lies ready in buf;
-// only the header is written anew each time it is sent.
+// packet is a numbered packet from when its first byte is written until it is acknowledged. Its datagram lies ready
+// in buf; only the header is written anew each time it is sent.
 type packet struct {
 	seq   seq
 	flags Flags // FlagData, FlagEnd
@@ -60,7 +60,7 @@ type packet struct {
 }
 
 // packets recycles packets.
-var packets = sync.Pool{New: func() any { return new(packet) }}
+var packets = sync.Pool{New: func() any { return new(packet) }} //nolint:gochecknoglobals // a cache
 
 func newPacket() *packet {
 	p := packets.Get().(*packet)

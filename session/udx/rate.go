@@ -2,8 +2,8 @@ package udx
 
 import "time"
 
-// sampler measures how fast the network delivers: each packet remembers how much had been delivered when it was sent, so
-// its acknowledgement tells what was delivered in between, over the slower of sending and acknowledging.
+// sampler measures how fast the network delivers: each packet remembers how much had been delivered when it was
+// sent, so its acknowledgement tells what was delivered in between, over the slower of sending and acknowledging.
 // Source: draft-cheng-iccrg-delivery-rate-estimation.
 type sampler struct {
 	delivered   int64   // bytes, so far

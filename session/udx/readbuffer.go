@@ -8,9 +8,10 @@ const (
 )
 
 // blocks recycles the large blocks of readBuffers.
-var blocks = sync.Pool{New: func() any { return new([blockSize]byte) }}
+var blocks = sync.Pool{New: func() any { return new([blockSize]byte) }} //nolint:gochecknoglobals // a cache
 
-// readBuffer is the queue of bytes received in order. It copies bytes into blocks as they come, and hands out whole blocks.
+// readBuffer is the queue of bytes received in order. It copies bytes into blocks as they come, and hands out whole
+// blocks.
 type readBuffer struct {
 	queue [][]byte // the unread parts of blocks, none empty; all but the last are not added to
 	len   int

@@ -30,8 +30,8 @@ type heldPacket struct {
 	data  []byte
 }
 
-// assembly puts the numbered packets of the receiving side in order. What it has kept it has promised to the peer, and never
-// lets go of.
+// assembly puts the numbered packets of the receiving side in order. What it has kept it has promised to the peer,
+// and never lets go of.
 type assembly struct {
 	expected  seq
 	held      map[seq]heldPacket // beyond expected
@@ -45,8 +45,8 @@ type assembly struct {
 	latest    seq  // the packet held last
 }
 
-// window returns the bytes the peer may have in flight. What is held beyond a hole has been reported and is not in flight any more, so it
-// counts only when it is too much. The window is zero rather than less than a packet.
+// window returns the bytes the peer may have in flight. What is held beyond a hole has been reported and is not in
+// flight any more, so it counts only when it is too much. The window is zero rather than less than a packet.
 func (a *assembly) window() uint32 {
 	free := a.limit - a.buf.len - max(a.heldBytes-a.limit, 0)
 	if free < min(maxPayload, a.limit/2) {
@@ -84,6 +84,9 @@ func (a *assembly) add(q seq, flags Flags, data []byte) arrival {
 			a.held, a.ranges, a.heldBytes = nil, nil, 0
 		}
 		a.ranges.removeBefore(a.expected)
+		if len(a.held) == 0 {
+			a.held = nil // a map does not shrink
+		}
 		return holeFilled
 	}
 	if _, ok := a.held[q]; ok {
@@ -129,8 +132,8 @@ func (a *assembly) abandon() {
 	}
 }
 
-// appendBlocks appends the ranges to report to b, ascending. If there are more than fit in a packet, the first ones are always
-// there, and the rest take turns around the latest.
+// appendBlocks appends the ranges to report to b, ascending. If there are more than fit in a packet, the first ones
+// are always there, and the rest take turns around the latest.
 func (a *assembly) appendBlocks(b []seqRange) []seqRange {
 	if len(a.ranges) <= maxSACKs {
 		return append(b, a.ranges...)

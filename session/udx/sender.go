@@ -9,6 +9,8 @@ const (
 	// acknowledges one of them cannot make the ring grow on.
 	maxSpan = 32768
 
+	ringKept = 64 // slots of the ring that an idle stream keeps
+
 	writeAhead = 256 << 10 // bytes taken from writers beyond what may be in flight
 
 	// giveUpCount and giveUpAfter: data is unacknowledged for so many timeouts and so long: the peer is gone.
@@ -213,6 +215,9 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 		}
 	}
 	s.sacked.removeBefore(s.una)
+	if s.una == s.next && len(s.ring.slots) > ringKept {
+		s.ring = packetRing{}
+	}
 	s.takeBlocks(blocks, arrived)
 
 	acked := int(s.rate.delivered - delivered)
@@ -251,8 +256,9 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 	}
 }
 
-// sampleAll reports whether the round trip of every packet counts, and not only of the one sent last: where packets overtake each
-// other, that is often one that overtook. After a list of blocks cut short, what others took says nothing.
+// sampleAll reports whether the round trip of every packet counts, and not only of the one sent last: where packets
+// overtake each other, that is often one that overtook. After a list of blocks cut short, what others took says
+// nothing.
 func (s *sender) sampleAll() bool { return s.rack.reordering && !s.cutShort }
 
 // updateWindow takes the window of a packet unless a later one has set it.

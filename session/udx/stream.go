@@ -17,20 +17,20 @@ type StreamConfig struct {
 	// ID is the local id, which the peer puts on its packets. Zero: a random one that is free.
 	ID ID
 
-	// Accept is asked about each packet that does not come over the stream's current or previous path: all of them before
-	// Connect, later those from another socket or address. The packet is handled if it returns true, and otherwise
-	// dropped without an answer. It may call Connect or ChangeRemote with what it is given, before it returns; then the
-	// packet already counts as one of the new path. It is called from Mux.Receive with no lock held, must return quickly, and may
-	// be called from several goroutines at once. Packets are not authenticated: anybody who knows the id can cause the
-	// call. Nil: drop them all.
+	// Accept is asked about each packet that does not come over the stream's current or previous path: all of them
+	// before Connect, later those from another socket or address. The packet is handled if it returns true, and
+	// otherwise dropped without an answer. It may call Connect or ChangeRemote with what it is given, before it
+	// returns; then the packet already counts as one of the new path. It is called from Mux.Receive with no lock
+	// held, must return quickly, and may be called from several goroutines at once. Packets are not authenticated:
+	// anybody who knows the id can cause the call. Nil: drop them all.
 	Accept func(s Socket, from netip.AddrPort) bool
 
-	// OnMessage is called with each unordered message, which may be empty; it must not keep b. It is called like Accept.
-	// A call may still be under way when Close or Reset returns. Nil: messages are dropped.
+	// OnMessage is called with each unordered message, which may be empty; it must not keep b. It is called like
+	// Accept. A call may still be under way when Close or Reset returns. Nil: messages are dropped.
 	OnMessage func(b []byte)
 
-	// ReadBuffer is how many bytes may wait to be read before the peer is made to stop; as many again may wait for a packet that was
-	// lost. Memory is taken only as data comes. Zero: 4 MiB; at least 4 KiB.
+	// ReadBuffer is how many bytes may wait to be read before the peer is made to stop; as many again may wait for a
+	// packet that was lost. Memory is taken only as data comes. Zero: 4 MiB; at least 4 KiB.
 	ReadBuffer int
 }
 
@@ -41,8 +41,9 @@ type path struct {
 	id   ID
 }
 
-// Stream is a reliable, ordered stream of bytes in both directions with a peer, and unordered messages beside it. It is a
-// net.Conn. Its methods are safe for concurrent use, except that a Read or Write waits for an earlier one to finish.
+// Stream is a reliable, ordered stream of bytes in both directions with a peer, and unordered messages beside it. It
+// is a net.Conn. Its methods are safe for concurrent use, except that a Read or Write waits for an earlier one to
+// finish.
 //
 // Each direction ends by itself (CloseWrite, and io.EOF from Read). The stream is done when both have, or when it
 // was reset, or the peer is gone.
@@ -61,13 +62,12 @@ type Stream struct {
 	acks     acks
 	window   uint32 // announced last
 
-	finished  bool  // done is closed
-	err       error // why, nil if both directions ended
-	destroy   bool  // a DESTROY is to be sent
-	destroyed bool  // ended by a reset or timeout: an answer to the peer is DESTROY
-	closing   bool  // Close was called
-	closeBy   instant
-	closeEnd  instant // not later in any case
+	finished bool  // done is closed
+	err      error // why, nil if both directions ended
+	destroy  bool  // a DESTROY is to be sent
+	closing  bool  // Close was called
+	closeBy  instant
+	closeEnd instant // not later in any case
 
 	flushing bool // a goroutine is sending, and looks again before it ends
 
@@ -106,17 +106,17 @@ func (s *Stream) ID() ID { return s.id }
 // in order before can still be read.
 func (s *Stream) Done() <-chan struct{} { return s.done }
 
-// Err returns why the stream is done: nil if it is not, or if both directions ended properly. It wraps ErrReset or ErrTimeout,
-// or is what Reset was given.
+// Err returns why the stream is done: nil if it is not, or if both directions ended properly. It wraps ErrReset or
+// ErrTimeout, or is what Reset was given.
 func (s *Stream) Err() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.err
 }
 
-// Connect sets where packets go: the peer's address as seen from sock, and the id that the peer chose for the stream. Nothing
-// is sent, unless packets have arrived already. It returns ErrConnected if the stream is connected, and net.ErrClosed if it
-// is closed.
+// Connect sets where packets go: the peer's address as seen from sock, and the id that the peer chose for the
+// stream. Nothing is sent, unless packets have arrived already. It returns ErrConnected if the stream is connected,
+// and net.ErrClosed if it is closed.
 func (s *Stream) Connect(sock Socket, remote netip.AddrPort, remoteID ID) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -134,8 +134,8 @@ func (s *Stream) Connect(sock Socket, remote netip.AddrPort, remoteID ID) error 
 	return nil
 }
 
-// ChangeRemote moves a connected stream to another path. Packets that are lost on the old one are sent again on the new
-// one. Packets of the peer are taken from both, until the next change. Nothing tells the peer. It returns
+// ChangeRemote moves a connected stream to another path. Packets that are lost on the old one are sent again on the
+// new one. Packets of the peer are taken from both, until the next change. Nothing tells the peer. It returns
 // ErrNotConnected before Connect, and net.ErrClosed if the stream is closed.
 func (s *Stream) ChangeRemote(sock Socket, remote netip.AddrPort, remoteID ID) error {
 	s.mu.Lock()

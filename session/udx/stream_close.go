@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// How long a closed stream may go on in the background: without progress; after the peer has all of our data but does not end
-// its own; and in any case.
+// How long a closed stream may go on in the background: without progress; after the peer has all of our data but
+// does not end its own; and in any case.
 const (
 	closeProgress = 30 * time.Second
 	closePeer     = 10 * time.Second
@@ -34,10 +34,10 @@ func (s *Stream) endLocked() {
 	s.wakeLocked()
 }
 
-// Close ends both directions and returns at once. Reads and writes, also those under way, return net.ErrClosed. What was written is still
-// delivered in the background, with the end of the stream; what the peer sends is acknowledged and dropped. If the peer
-// does not end its direction within 10 s after it has everything, or takes nothing for 30 s, the stream is reset.
-// Done tells when it is over.
+// Close ends both directions and returns at once. Reads and writes, also those under way, return net.ErrClosed. What
+// was written is still delivered in the background, with the end of the stream; what the peer sends is acknowledged
+// and dropped. If the peer does not end its direction within 10 s after it has everything, or takes nothing for 30
+// s, the stream is reset. Done tells when it is over.
 func (s *Stream) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -74,8 +74,8 @@ func (s *Stream) stopSidesLocked() {
 	}
 }
 
-// Reset ends the stream at once, in both directions. What was not delivered is dropped, and the peer is told, once. The stream's
-// error becomes err, or net.ErrClosed if that is nil. It does nothing if the stream is done.
+// Reset ends the stream at once, in both directions. What was not delivered is dropped, and the peer is told, once.
+// The stream's error becomes err, or net.ErrClosed if that is nil. It does nothing if the stream is done.
 func (s *Stream) Reset(err error) {
 	if err == nil {
 		err = net.ErrClosed

@@ -197,7 +197,8 @@ func (s *Stream) writeErrLocked() error {
 	return nil
 }
 
-// LocalAddr returns the address of the socket, if it has a method LocalAddr() netip.AddrPort, and the local id. It is an Addr.
+// LocalAddr returns the address of the socket, if it has a method LocalAddr() netip.AddrPort, and the local id. It
+// is an Addr.
 func (s *Stream) LocalAddr() net.Addr {
 	s.mu.Lock()
 	sock := s.path.sock

@@ -31,7 +31,7 @@ type batch struct {
 	block []seqRange
 }
 
-var batches = sync.Pool{New: func() any { return new(batch) }}
+var batches = sync.Pool{New: func() any { return new(batch) }} //nolint:gochecknoglobals // a cache
 
 func (b *batch) add(to path, buf []byte, p *packet) {
 	b.to = append(b.to, to)
@@ -183,8 +183,8 @@ func (s *Stream) collectDataLocked(now instant, b *batch) {
 	}
 }
 
-// pathLocked returns the path for a packet: the current one. A packet that is sent again and was cut for a larger path may not
-// fit there, and goes the previous way every other time.
+// pathLocked returns the path for a packet: the current one. A packet that is sent again and was cut for a larger
+// path may not fit there, and goes the previous way every other time.
 func (s *Stream) pathLocked(p *packet) path {
 	if p.sends%2 == 0 && p.n > s.sender.payloadSize() && s.previous.sock != nil {
 		return s.previous
@@ -240,9 +240,9 @@ func (s *Stream) tick() {
 	s.flush()
 }
 
-// SendMessage sends b as an unordered message, at once and once: it may be lost, doubled, or overtaken, and is not held
-// back when the network is full. It does not keep b. A message that exceeds what the path carries, which Stats tells (MTU less
-// 48 bytes over IPv4), is lost without notice; ErrTooLong is returned for more than 2,028 bytes.
+// SendMessage sends b as an unordered message, at once and once: it may be lost, doubled, or overtaken, and is not
+// held back when the network is full. It does not keep b. A message that exceeds what the path carries, which Stats
+// tells (MTU less 48 bytes over IPv4), is lost without notice; ErrTooLong is returned for more than 2,028 bytes.
 func (s *Stream) SendMessage(b []byte) error {
 	if len(b) > maxMessage {
 		return s.opError("send message", ErrTooLong)
@@ -260,7 +260,7 @@ func (s *Stream) Heartbeat() error {
 	return s.sendNow("heartbeat", FlagHeartbeat, buf[:HeaderSize])
 }
 
-var datagrams = sync.Pool{New: func() any { return new([maxDatagram]byte) }}
+var datagrams = sync.Pool{New: func() any { return new([maxDatagram]byte) }} //nolint:gochecknoglobals // a cache
 
 // sendNow sends a datagram whose header is missing.
 func (s *Stream) sendNow(op string, flags Flags, b []byte) error {

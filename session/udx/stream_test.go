@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -147,7 +148,7 @@ func TestCloseIsBounded(t *testing.T) {
 				n := newNetwork(1)
 				a, b := pair(t, n, lan, lan)
 				if c.name == "peer is gone" {
-					n.drop = func(from, _ netip.AddrPort, _ []byte) bool { return from == b.path.sock.(*port).addr }
+					n.setDrop(func(from, _ netip.AddrPort, _ []byte) bool { return from.Port() == 2 })
 				}
 				c.peer(b)
 				write(t, a, "bye")
@@ -195,22 +196,18 @@ func TestLostResetIsRepeated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNetwork(1)
 		a, b := pair(t, n, lan, lan)
-		lost := 0
-		n.drop = func(_, _ netip.AddrPort, p []byte) bool {
-			if Flags(p[2]) == FlagDestroy && lost == 0 {
-				lost++
-				return true
-			}
-			return false
-		}
+		var lost atomic.Int32
+		n.setDrop(func(_, _ netip.AddrPort, p []byte) bool {
+			return Flags(p[2]) == FlagDestroy && lost.CompareAndSwap(0, 1)
+		})
 		a.Reset(nil)
 		time.Sleep(time.Second)
 		start := time.Now()
 		write(t, b, "anybody there?")
 		<-b.Done()
 		wantErr(t, "b", b.Err(), ErrReset)
-		if took := time.Since(start); lost != 1 || took > time.Second {
-			t.Errorf("%d packets lost, known after %v", lost, took)
+		if took := time.Since(start); lost.Load() != 1 || took > time.Second {
+			t.Errorf("%d packets lost, known after %v", lost.Load(), took)
 		}
 	})
 }
@@ -221,13 +218,11 @@ func TestLostLastAcknowledgement(t *testing.T) {
 		a, b := pair(t, n, lan, lan)
 		_ = a.CloseWrite()
 		time.Sleep(time.Second)
-		n.drop = func(_, to netip.AddrPort, p []byte) bool { return to.Port() == 2 } // all to b
+		n.setDrop(func(_, to netip.AddrPort, _ []byte) bool { return to.Port() == 2 }) // all to b
 		_ = b.CloseWrite()
 		<-a.Done()
 		wantErr(t, "a", a.Err(), nil)
-		n.mu.Lock()
-		n.drop = nil
-		n.mu.Unlock()
+		n.setDrop(nil)
 		start := time.Now()
 		<-b.Done()
 		wantErr(t, "b", b.Err(), nil)
@@ -340,7 +335,8 @@ func TestStrangersAreIgnored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newTalk(t, 1, 2)
 		for _, h := range []Header{
-			{Flags: FlagData, ID: 1}, {Flags: FlagEnd, ID: 1}, {Flags: FlagDestroy, ID: 1}, {Flags: FlagHeartbeat, ID: 1},
+			{Flags: FlagData, ID: 1}, {Flags: FlagEnd, ID: 1},
+			{Flags: FlagDestroy, ID: 1}, {Flags: FlagHeartbeat, ID: 1},
 		} {
 			if !k.mux.Receive(k.sock, h.Append(nil), stranger) || !k.mux.Receive(&tape{}, h.Append(nil), peerAddr) {
 				t.Errorf("%v: not taken", h.Flags)
@@ -498,7 +494,7 @@ func TestFairness(t *testing.T) {
 		defer mb.Close()
 		link := conditions{delay: 20 * time.Millisecond, rate: 5e6, queue: 200e3}
 		pa, pb := n.port("192.0.2.1:1", ma, link), n.port("192.0.2.2:2", mb, conditions{delay: 20 * time.Millisecond})
-		var got [2]int64
+		var got [2]atomic.Int64
 		for i := range got {
 			a, b := newTestStream(t, ma, StreamConfig{}), newTestStream(t, mb, StreamConfig{})
 			connect(t, a, pa, pb.addr, b.ID())
@@ -513,15 +509,14 @@ func TestFairness(t *testing.T) {
 					if err != nil {
 						return
 					}
-					got[i] += int64(m)
+					got[i].Add(int64(m))
 				}
 			}()
 			time.Sleep(3 * time.Second)
 		}
-		start := got
+		x0, y0 := got[0].Load(), got[1].Load()
 		time.Sleep(30 * time.Second)
-		synctest.Wait()
-		x, y := float64(got[0]-start[0])/30, float64(got[1]-start[1])/30
+		x, y := float64(got[0].Load()-x0)/30, float64(got[1].Load()-y0)/30
 		if x+y < .85*5e6 || x < y/3 || y < x/3 {
 			t.Errorf("%.0f and %.0f bytes per second of 5,000,000", x, y)
 		}
