@@ -31,10 +31,11 @@ const (
 	probeEvery    = 3 * time.Second // on a path with traffic
 	hurryEvery    = 1 * time.Second // once a probe has not been answered
 	deadAfter     = 6500 * time.Millisecond
-	keepAlive     = 25 * time.Second // between probes of an idle path: NAT mappings live 30 s and more
-	trafficWindow = 10 * time.Second // a path has traffic if data went either way within it
-	streamLinger  = 5 * time.Second  // how long the socket of a stream is kept after it ended
-	giveUpAfter   = 90 * time.Second // without anything authentic a link is forgotten
+	deadBeside    = 1500 * time.Millisecond // the same where another link to the peer works
+	keepAlive     = 25 * time.Second        // between probes of an idle path: NAT mappings live 30 s and more
+	trafficWindow = 10 * time.Second        // a path has traffic if data went either way within it
+	streamLinger  = 5 * time.Second         // how long the socket of a stream is kept after it ended
+	giveUpAfter   = 90 * time.Second        // without anything authentic a link is forgotten
 )
 
 // link is one completed handshake: its keys, its tunnel, its stream, and the paths they use. A link is
@@ -517,6 +518,14 @@ func (l *link) pingWait(ctx context.Context) (Pong, error) {
 	}
 }
 
+// rtt returns the round trip of the path in use; 0 while not measured.
+func (l *link) rtt() time.Duration {
+	if r := l.cur.Load(); r != nil {
+		return time.Duration(r.rtt.Load())
+	}
+	return 0
+}
+
 // openedAt returns when the link came up.
 func (l *link) openedAt() time.Time {
 	l.mu.Lock()
@@ -582,7 +591,11 @@ func (l *link) maintain(now time.Time) {
 			l.unheard = now
 		}
 	}
-	if !l.unheard.IsZero() && now.Sub(l.unheard) >= deadAfter && !l.suspect {
+	dead := deadAfter
+	if p := l.peer.Load(); p != nil && p.alternatives.Load() > 0 {
+		dead = deadBeside
+	}
+	if !l.unheard.IsZero() && now.Sub(l.unheard) >= dead && !l.suspect {
 		l.suspect, lost = true, true
 		l.prober.wake(probesToOpen, now)
 	}

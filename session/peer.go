@@ -20,9 +20,11 @@ const (
 
 	firstRetry = 250 * time.Millisecond
 	maxRetry   = 30 * time.Second
-	// crossing is how much later than an established link a handshake may have begun and still be
-	// taken for one that crossed it on the way, rather than for a peer that has restarted.
-	crossing = 2 * time.Second
+	// crossingTrips and crossingSlack are how much later than an established link a handshake may have begun and
+	// still be taken for one that crossed it on the way, rather than for a peer that has restarted: it was sent
+	// before the link was up over there, and came by way of a relay.
+	crossingTrips = 3
+	crossingSlack = 100 * time.Millisecond
 	// retireAfter is how long the link that lost to another still receives.
 	retireAfter = 10 * time.Second
 )
@@ -51,6 +53,7 @@ type Peer struct {
 	added time.Time
 
 	cur                atomic.Pointer[link] // what Send uses; nil while not connected
+	alternatives       atomic.Int32         // links that are up beside one
 	rxBytes, txBytes   atomic.Uint64        // of IP packets
 	rxPackets          atomic.Uint64
 	txPackets, txLost  atomic.Uint64
@@ -313,7 +316,9 @@ func (p *Peer) linkUp(l *link) {
 		l.close(ErrRemoved)
 		return
 	}
+	others := slices.Clone(p.links)
 	p.links = append(p.links, l)
+	p.alternatives.Store(int32(len(others)))
 	p.chooseLocked(time.Now())
 	queue := p.queue
 	p.queue, p.queued = nil, 0
@@ -322,6 +327,9 @@ func (p *Peer) linkUp(l *link) {
 	p.changeLocked()
 	p.mu.Unlock()
 
+	for _, o := range others { // does the peer know of them, or has it restarted?
+		o.check(time.Now())
+	}
 	for len(queue) > 0 {
 		n := min(len(queue), 64)
 		_ = p.Send(queue[:n]) // lost like any packet
@@ -341,6 +349,7 @@ func (p *Peer) linkClosed(l *link) {
 		return
 	}
 	p.links = slices.Delete(p.links, i, i+1)
+	p.alternatives.Store(int32(len(p.links) - 1))
 	p.chooseLocked(time.Now())
 	wanted := p.wanted && !p.removed
 	last := len(p.links) == 0
@@ -389,6 +398,7 @@ func (p *Peer) replaces(l, o *link) bool {
 	if l.openedAt().Before(o.openedAt()) {
 		older, newer = l, o
 	}
+	crossing := crossingTrips*older.rtt() + crossingSlack
 	if l.initiator != o.initiator && newer.began.Before(older.openedAt().Add(crossing)) {
 		ours := p.host.cfg.Identity.Public().Compare(p.key) < 0 // our own dial wins
 		return l.initiator == ours

@@ -241,28 +241,50 @@ func TestPacketsWaitForTheConnection(t *testing.T) {
 }
 
 func TestRestartedPeerIsBackAtOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
-		ha, hb, _, _ := w.homes()
-		a, b := w.end(ha, keyOf("b")), w.end(hb, keyOf("a"))
-		a.listen(t)
-		b.listen(t)
-		a.Peer(b.public()).Connect()
-		b.Peer(a.public()).Connect()
-		a.connected(t, b.public())
-		b.connected(t, a.public())
-		exchange(t, a, b)
-		time.Sleep(5 * time.Second)
-		a.Host.Close() // as after kill -9: nobody is told
-		a = w.end(ha, keyOf("b"))
-		a.listen(t)
-		a.Peer(b.public()).Connect()
-		if took := a.connected(t, b.public()); took > time.Second {
-			t.Errorf("connected %v after the restart", took)
+	for _, after := range []time.Duration{0, 50 * time.Millisecond, time.Second, 5 * time.Second, 40 * time.Second} {
+		for _, name := range []string{"a", "b", "c", "d"} { // which of the two has the lower key matters
+			t.Run(fmt.Sprintf("%v, peer %s", after, name), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) { testRestart(t, after, name) })
+			})
 		}
-		time.Sleep(time.Second)
-		exchange(t, a, b)
-	})
+	}
+}
+
+func testRestart(t *testing.T, after time.Duration, name string) {
+	w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
+	ha, hb, _, _ := w.homes()
+	id := key.FromSeed(key.Hash([]byte(name + "'s key")))
+	a, b := w.endAs(ha, id, keyOf("b")), w.end(hb, id.Public())
+	a.listen(t)
+	b.listen(t)
+	a.Peer(b.public()).Connect()
+	b.Peer(a.public()).Connect()
+	a.connected(t, b.public())
+	b.connected(t, a.public())
+	exchange(t, a, b)
+	time.Sleep(after)
+	a.Host.Close() // as after kill -9: nobody is told
+	a = w.endAs(ha, id, keyOf("b"))
+	began := time.Now()
+	a.listen(t)
+	a.Peer(b.public()).Connect()
+	a.connected(t, b.public())
+	for { // until b, too, knows which link is the right one
+		if err := b.Peer(a.public()).Send([][]byte{packet("are you back?")}); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-a.got:
+		case <-time.After(20 * time.Millisecond):
+			if time.Since(began) < 10*time.Second {
+				continue
+			}
+		}
+		break
+	}
+	if took := time.Since(began); took > 3*time.Second {
+		t.Errorf("packets flow %v after the restart", took)
+	}
 }
 
 func TestTunnelSurvivesRebinding(t *testing.T) {
