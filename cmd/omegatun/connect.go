@@ -104,9 +104,9 @@ func (e *env) openHost(ctx context.Context, k key.Private, dir *state.Dir, port 
 	return h, nil
 }
 
-// closeHost withdraws what h has announced, and closes it.
+// closeHost withdraws what h has announced, waits for what was sent to be delivered, and closes h.
 func (e *env) closeHost(h *session.Host) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	if err := h.Shutdown(ctx); err != nil {
 		e.log().Debug("goodbye", "error", err) // announcements expire by themselves

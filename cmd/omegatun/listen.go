@@ -217,8 +217,7 @@ func (e *env) serveStream(ctx context.Context, c halfCloser, in *sharedReader) e
 	_, err := io.Copy(e.stdout, c)
 	if err != nil || isTerminal(e.stdin) { // nobody ends a terminal for every stream
 		cancel()
-		<-sent
-		return err
+		return errors.Join(err, <-sent)
 	}
 	return <-sent
 }

@@ -56,10 +56,10 @@ var groups = []*cobra.Group{
 	{ID: "operate", Title: "Operate:"},
 }
 
-func main() { os.Exit(start()) }
+func main() { os.Exit(execute()) }
 
-// start runs the command that this process was started with, and returns its exit status.
-func start() int {
+// execute runs the command that this process was started with, and returns its exit status.
+func execute() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	cobra.EnableCommandSorting = false

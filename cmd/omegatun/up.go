@@ -80,7 +80,7 @@ func (e *env) up(ctx context.Context, c *config.Config, bootstrap []string, peer
 	}
 	switch _, err := control.NewClient(path).Status(ctx); {
 	case err == nil:
-		return e.upByDaemon(ctx, control.NewClient(path), c, peers)
+		return e.upByDaemon(ctx, control.NewClient(path), peers)
 	case exit.From(err).Code != exit.NoDaemon:
 		return err
 	}
@@ -117,7 +117,7 @@ func (e *env) up(ctx context.Context, c *config.Config, bootstrap []string, peer
 
 // upByDaemon has the running daemon connect to peers, and shows the outcome. The error is that of the first peer that
 // could not be reached.
-func (e *env) upByDaemon(ctx context.Context, client *control.Client, c *config.Config, peers []key.Public) error {
+func (e *env) upByDaemon(ctx context.Context, client *control.Client, peers []key.Public) error {
 	if len(peers) == 0 {
 		e.say("omegatun is up already")
 		return client.Reload(ctx)
@@ -170,7 +170,7 @@ func peerLine(ev control.Event) string {
 	case "connected":
 		line := fmt.Sprintf("%s: connected, %s, %v", peerTitle(ev), ev.Path, ev.Remote)
 		if ev.MS > 0 {
-			line += fmt.Sprintf(", after %v", (time.Duration(ev.MS * float64(time.Millisecond))).Round(time.Millisecond))
+			line += fmt.Sprintf(", after %v", time.Duration(ev.MS*float64(time.Millisecond)).Round(time.Millisecond))
 		}
 		return line
 	case "disconnected":

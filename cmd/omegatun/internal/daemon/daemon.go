@@ -27,6 +27,8 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -151,8 +153,9 @@ func Run(ctx context.Context, cfg Config) error {
 		err = nil
 	}
 	stop(errStopped)
+	wasUp := d.hostnet != nil
 	d.err = undo.run()
-	if d.err == nil {
+	if wasUp && d.err == nil {
 		d.events.emit(control.Event{Event: "down"}, false)
 	}
 	server.Retire()
@@ -192,8 +195,8 @@ func (c *closers) add(f func() error) { *c = append(*c, f) }
 
 func (c *closers) run() error {
 	var errs []error
-	for i := len(*c) - 1; i >= 0; i-- {
-		errs = append(errs, (*c)[i]())
+	for _, undo := range slices.Backward(*c) {
+		errs = append(errs, undo())
 	}
 	*c = nil
 	return errors.Join(errs...)
@@ -245,28 +248,25 @@ func (d *Daemon) run(ctx context.Context, undo *closers) error {
 	}
 }
 
-// say emits an event.
-func (d *Daemon) say(e control.Event, hold bool) { d.events.emit(e, hold) }
-
 // note tells of something that a person should know, now and in the status. d.mu is not held.
 func (d *Daemon) note(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	d.mu.Lock()
 	d.notes = append(d.notes, text)
 	d.mu.Unlock()
-	d.say(control.Event{Event: "note", Reason: text}, true)
+	d.events.emit(control.Event{Event: "note", Reason: text}, true)
 }
 
 func (d *Daemon) openDevice(undo *closers) error {
 	dev, err := tun.Open(tun.Config{Name: d.settings.Interface, MTU: d.mtu, Logger: d.log})
 	switch {
 	case errors.Is(err, tun.ErrNoDevice):
-		return exit.New(exit.Other, "cannot make a network interface: %w", err).
+		return exit.Wrap(exit.Other, err, "cannot make a network interface: %s", withoutAdvice(err)).
 			WithTry("sudo modprobe tun; in a container: --device /dev/net/tun")
 	case errors.Is(err, tun.ErrPermission):
 		return noNetAdmin(err)
 	case errors.Is(err, tun.ErrBusy):
-		return exit.New(exit.Other, "there is an interface called %s already: %w", d.settings.Interface, err).
+		return exit.Wrap(exit.Other, err, "there is an interface called %s already", d.settings.Interface).
 			WithTry("another name, or none, for interface in the configuration: omegatun config path")
 	case err != nil:
 		return exit.New(exit.Other, "cannot make a network interface: %w", err)
@@ -277,8 +277,14 @@ func (d *Daemon) openDevice(undo *closers) error {
 }
 
 func noNetAdmin(err error) error {
-	return exit.New(exit.Permission, "this needs the capability CAP_NET_ADMIN, which root has: %w", err).
-		WithTry("sudo omegatun up …")
+	return exit.Wrap(exit.Permission, err, "making a network interface needs the capability CAP_NET_ADMIN, which root has").
+		WithTry("sudo omegatun up …; in a container: --cap-add NET_ADMIN\nwithout: omegatun connect and listen")
+}
+
+// withoutAdvice returns what err says happened, without what it says to do.
+func withoutAdvice(err error) string {
+	what, _, _ := strings.Cut(err.Error(), "; ")
+	return what
 }
 
 func (d *Daemon) openHost(undo *closers) error {
@@ -337,7 +343,7 @@ func (d *Daemon) setUpHost(undo *closers) error {
 	}
 	d.hostnet = hn
 	undo.add(hn.Close)
-	d.say(control.Event{
+	d.events.emit(control.Event{
 		Event: "interface", Name: d.device.Name(), MTU: d.mtu, IPv6: d.addr6, IPv4: plan.Self,
 	}, true)
 	d.apply(nil)
@@ -361,7 +367,7 @@ func (d *Daemon) listen(ctx context.Context, wg *sync.WaitGroup) error {
 	}
 	wg.Go(func() {
 		if err := l.Announced(ctx); err == nil {
-			d.say(control.Event{Event: "listening", Key: d.own}, true)
+			d.events.emit(control.Event{Event: "listening", Key: d.own}, true)
 		}
 	})
 	wg.Go(func() { // until the host closes the listener
@@ -427,7 +433,7 @@ func (d *Daemon) peerChanged(e session.PeerEvent) {
 			return // it is being tried again and again
 		}
 	}
-	d.say(event, true)
+	d.events.emit(event, true)
 }
 
 func (d *Daemon) nameOf(k key.Public) string {

@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"net/netip"
@@ -41,7 +40,7 @@ func Open(cfg session.Config, dir *state.Dir) (*session.Host, error) {
 	h, err := session.New(cfg)
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		return nil, exit.New(exit.Other, "UDP port %d is in use already: %w", cfg.Port, err).
+		return nil, exit.Wrap(exit.Other, err, "UDP port %d is in use already", cfg.Port).
 			WithTry("another port, or stop what has it: ss -ulpn sport = %d", cfg.Port)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, exit.New(exit.Permission, "may not open UDP port %d: %w", cfg.Port, err).
@@ -127,9 +126,4 @@ func natWord(info dht.Info) string {
 		return "random"
 	}
 	return "consistent"
-}
-
-// Describe says in a sentence where the node of h is.
-func Describe(info dht.Info) string {
-	return fmt.Sprintf("%d DHT nodes known, NAT %s", info.Nodes, natWord(info))
 }

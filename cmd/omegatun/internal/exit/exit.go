@@ -50,13 +50,18 @@ type Error struct {
 	Code   Code
 	Reason string // one sentence, lower case, without a full stop
 	Try    string // the next step, usually a command; empty: none is known
-	Err    error  // the cause, for errors.Is; may be nil. Reason has its text already
+	Err    error  // the cause, for errors.Is; may be nil. Reason has of its text what is needed
 }
 
 // New returns an error whose reason is the formatted text; a %w in it becomes the cause.
 func New(code Code, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)
 	return &Error{Code: code, Reason: err.Error(), Err: errors.Unwrap(err)}
+}
+
+// Wrap returns an error with err as its cause. The reason is the formatted text alone, where err says too much.
+func Wrap(code Code, err error, format string, args ...any) *Error {
+	return &Error{Code: code, Reason: fmt.Sprintf(format, args...), Err: err}
 }
 
 // WithTry returns e with the next step set.

@@ -1,0 +1,319 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"omegatun/cmd/omegatun/internal/exit"
+)
+
+// These tests run whole command lines in this process, on loopback, in a network of their own.
+
+// command is a command line that runs in the background.
+type command struct {
+	stdout, stderr *lines
+	stop           context.CancelFunc
+	done           chan int // gets the exit status
+}
+
+// lines hands on what is written, line by line.
+type lines struct {
+	c    chan string
+	pipe *io.PipeWriter
+}
+
+func newLines() *lines {
+	r, w := io.Pipe()
+	l := &lines{c: make(chan string, 100), pipe: w}
+	go func() {
+		defer close(l.c)
+		for scan := bufio.NewScanner(r); scan.Scan(); {
+			l.c <- scan.Text()
+		}
+	}()
+	return l
+}
+
+// want returns the next line, which must begin with prefix.
+func (l *lines) want(t *testing.T, prefix string) string {
+	t.Helper()
+	select {
+	case line, ok := <-l.c:
+		if !ok || !strings.HasPrefix(line, prefix) {
+			t.Fatalf("got the line %q (there was one: %v), want %q", line, ok, prefix)
+		}
+		return line
+	case <-time.After(20 * time.Second):
+		t.Fatalf("nothing after 20 s, want %q", prefix)
+	}
+	panic("unreachable")
+}
+
+// start runs a command line until it ends, or the test does.
+func start(t *testing.T, stdin io.Reader, args ...string) *command {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	c := &command{stdout: newLines(), stderr: newLines(), stop: cancel, done: make(chan int, 1)}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		status := run(ctx, args, stdin, c.stdout.pipe, c.stderr.pipe)
+		c.stdout.pipe.Close()
+		c.stderr.pipe.Close()
+		c.done <- status
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-ended
+	})
+	return c
+}
+
+// output runs a command line to its end.
+func output(t *testing.T, stdin io.Reader, args ...string) (status int, stdout []byte, stderr string) {
+	t.Helper()
+	var out, talk bytes.Buffer
+	status = run(t.Context(), args, stdin, &out, &talk)
+	return status, out.Bytes(), talk.String()
+}
+
+// network starts a network of four nodes and returns its first.
+func network(t *testing.T) (bootstrap string) {
+	t.Helper()
+	c := start(t, nil, "node", "--bootstrap", "--host", "127.0.0.1", "--port", freeTestPort(t), "--nodes", "4")
+	for i := range 4 {
+		line := c.stdout.want(t, "ready 127.0.0.1:")
+		if i == 0 {
+			bootstrap = strings.TrimPrefix(line, "ready ")
+		}
+	}
+	return bootstrap
+}
+
+// freeTestPort returns the first of four UDP ports that are free.
+func freeTestPort(t *testing.T) string {
+	t.Helper()
+	for range 100 {
+		c, err := net.ListenPacket("udp4", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		first := c.LocalAddr().(*net.UDPAddr).Port
+		c.Close()
+		free := first+3 <= 65535
+		for i := 1; i <= 3 && free; i++ {
+			c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: first + i})
+			if free = err == nil; free {
+				c.Close()
+			}
+		}
+		if free {
+			return strconv.Itoa(first)
+		}
+	}
+	t.Fatal("no four ports in a row are free")
+	return ""
+}
+
+func TestNodeTells(t *testing.T) {
+	bootstrap := network(t)
+	c := start(t, nil, "node", "--bootstrap", bootstrap, "--host", "127.0.0.1", "--persistent", "--json")
+	for _, want := range []string{"ready", "persistent"} {
+		var e nodeEvent
+		if err := json.Unmarshal([]byte(c.stdout.want(t, "{")), &e); err != nil {
+			t.Fatal(err)
+		}
+		if e.Schema != 1 || e.Event != want || e.Host.String() != "127.0.0.1" || e.Port == 0 || len(e.ID) != 64 {
+			t.Errorf("%+v, want %s", e, want)
+		}
+	}
+	c.stop()
+	if status := <-c.done; status != int(exit.OK) {
+		t.Errorf("exit status %d after Ctrl-C, want 0", status)
+	}
+}
+
+func TestNodeThatCannotWork(t *testing.T) {
+	t.Parallel()
+	taken, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { taken.Close() }) // after the subtests, which are parallel
+	_, port, err := net.SplitHostPort(taken.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name   string
+		args   []string
+		status exit.Code
+		say    string
+	}{
+		{"the port is taken", []string{"--bootstrap", "--host", "127.0.0.1", "--port", port}, exit.Other, "UDP port " + port + " is in use already"},
+		{"nobody answers", []string{"--bootstrap", taken.LocalAddr().String()}, exit.Timeout, "no DHT node answers; asked for were 127.0.0.1:" + port},
+		{"a network without an address", []string{"--bootstrap"}, exit.Usage, "needs an address"},
+		{"not an address", []string{"--host", "here"}, exit.Usage, `"here" is not an IPv4 address`},
+		{"no nodes", []string{"--nodes", "0"}, exit.Usage, "--nodes must be between 1 and"},
+		{"more ports than there are", []string{"--nodes", "3", "--port", "65534"}, exit.Usage, "more ports than there are"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			status, out, talk := output(t, nil, append([]string{"--state", t.TempDir(), "node"}, tt.args...)...)
+			if status != int(tt.status) || !strings.Contains(talk, tt.say) || len(out) > 0 {
+				t.Errorf("exit status %d, stdout %q, stderr:\n%swant %d and %q", status, out, talk, tt.status, tt.say)
+			}
+		})
+	}
+}
+
+// newIdentity makes an identity and returns the folder and the key.
+func newIdentity(t *testing.T) (state, key string) {
+	t.Helper()
+	state = filepath.Join(t.TempDir(), "state")
+	status, out, talk := output(t, nil, "--state", state, "key", "new")
+	if status != 0 {
+		t.Fatalf("key new: %d, %s", status, talk)
+	}
+	return state, strings.TrimSpace(string(out))
+}
+
+func TestStreamThroughATCPServer(t *testing.T) {
+	t.Parallel()
+	bootstrap := "--bootstrap=" + network(t)
+	echo, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer echo.Close()
+	go func() {
+		for {
+			c, err := echo.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				io.Copy(c, c)
+				c.Close()
+			}()
+		}
+	}()
+	server, key := newIdentity(t)
+	client, clientKey := newIdentity(t)
+	l := start(t, nil, "--state", server, bootstrap, "listen", "--allow", clientKey, "--tcp", echo.Addr().String())
+	l.stderr.want(t, "listening "+key)
+
+	data := make([]byte, 1<<20)
+	rand.Read(data)
+	for range 2 { // it stays for the next one
+		status, out, talk := output(t, bytes.NewReader(data), "--state", client, bootstrap, "connect", key)
+		if status != 0 || !bytes.Equal(out, data) {
+			t.Errorf("connect: exit status %d, %d bytes came back, want 0 and what was sent\n%s", status, len(out), talk)
+		}
+	}
+
+	// Another one is not allowed, and a key that nobody announces is not found.
+	stranger, strangerKey := newIdentity(t)
+	if status, _, talk := output(t, nil, "--state", stranger, bootstrap, "connect", "--timeout", "15s", key); status != int(exit.Refused) {
+		t.Errorf("connect of a stranger: exit status %d, want %d\n%s", status, exit.Refused, talk)
+	}
+	if status, _, talk := output(t, nil, "--state", client, bootstrap, "connect", strangerKey); status != int(exit.NotFound) {
+		t.Errorf("connect to nobody: exit status %d, want %d\n%s", status, exit.NotFound, talk)
+	}
+	if status, _, talk := output(t, nil, "--state", client, bootstrap, "connect", clientKey); status != int(exit.Usage) {
+		t.Errorf("connect to oneself: exit status %d, want %d\n%s", status, exit.Usage, talk)
+	}
+
+	// Two cannot listen with one identity.
+	status, _, talk := output(t, nil, "--state", server, bootstrap, "listen", "--allow", "any")
+	if status != int(exit.Other) || !strings.Contains(talk, "another omegatun uses "+server) {
+		t.Errorf("second listen: exit status %d, want %d\n%s", status, exit.Other, talk)
+	}
+	l.stop()
+	if status := <-l.done; status != 0 {
+		t.Errorf("listen after Ctrl-C: exit status %d, want 0", status)
+	}
+}
+
+func TestStreamOnStdinAndStdout(t *testing.T) {
+	bootstrap := "--bootstrap=" + network(t)
+	server, key := newIdentity(t)
+	client, _ := newIdentity(t)
+	stdin, feed := io.Pipe()
+	l := start(t, stdin, "--state", server, bootstrap, "listen", "--allow", "any")
+	l.stderr.want(t, "listening "+key)
+
+	there, keyboard := io.Pipe()
+	c := start(t, there, "--state", client, bootstrap, "connect", key)
+	for _, line := range []string{"one\n", "two\n"} {
+		if _, err := io.WriteString(keyboard, line); err != nil {
+			t.Fatal(err)
+		}
+		l.stdout.want(t, strings.TrimSpace(line))
+		if _, err := io.WriteString(feed, strings.ToUpper(line)); err != nil {
+			t.Fatal(err)
+		}
+		c.stdout.want(t, strings.ToUpper(strings.TrimSpace(line)))
+	}
+	// One direction ends, the other goes on.
+	if err := keyboard.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(feed, "THREE\n"); err != nil {
+		t.Fatal(err)
+	}
+	c.stdout.want(t, "THREE")
+	if err := feed.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if status := <-c.done; status != 0 {
+		t.Errorf("connect: exit status %d, want 0", status)
+	}
+}
+
+func TestSharedReaderLosesNothing(t *testing.T) {
+	r, w := io.Pipe()
+	s := shareReader(t.Context(), r)
+	go func() {
+		for _, text := range []string{"abc", "def", "ghi"} {
+			io.WriteString(w, text)
+		}
+		w.Close()
+	}()
+	var got bytes.Buffer
+	broken := errors.New("broken")
+	if err := s.copyTo(t.Context(), writerFunc(func(b []byte) (int, error) { // takes a part of the first chunk
+		got.Write(b[:1])
+		return 1, broken
+	})); !errors.Is(err, broken) {
+		t.Errorf("copyTo: %v, want %v", err, broken)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	if err := s.copyTo(ended, writerFunc(func(b []byte) (int, error) { // is told to stop after the next
+		cancel()
+		return got.Write(b)
+	})); err != nil {
+		t.Errorf("copyTo: %v", err)
+	}
+	if err := s.copyTo(t.Context(), &got); err != nil {
+		t.Errorf("copyTo: %v", err)
+	}
+	if got.String() != "abcdefghi" {
+		t.Errorf("%q arrived, want abcdefghi", got.String())
+	}
+}
+
+type writerFunc func(b []byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
