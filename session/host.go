@@ -232,7 +232,7 @@ func (h *Host) Close() error {
 		_ = l.shutdown(gone) // only to free what it holds: nobody is told
 	}
 	for _, p := range h.Peers() {
-		p.remove()
+		p.remove(false)
 	}
 	h.eachLink(func(l *link) { l.close(ErrClosed) })
 	err := errors.Join(h.mux.Close(), h.node.Close(), h.client.Close(), h.server.Close())

@@ -122,11 +122,12 @@ func (h *Host) RemovePeer(k key.Public) {
 	delete(h.peers, k)
 	h.mu.Unlock()
 	if p != nil {
-		p.remove()
+		p.remove(true)
 	}
 }
 
-func (p *Peer) remove() {
+// remove ends everything with the peer. It says goodbye if tell is set.
+func (p *Peer) remove(tell bool) {
 	p.mu.Lock()
 	p.removed, p.wanted = true, false
 	links := slices.Clone(p.links)
@@ -137,7 +138,9 @@ func (p *Peer) remove() {
 		cancel(ErrRemoved)
 	}
 	for _, l := range links {
-		l.goodbye(tunnel.CloseNotAllowed)
+		if tell {
+			l.goodbye(tunnel.CloseNotAllowed)
+		}
 		l.close(ErrRemoved)
 	}
 }
