@@ -149,7 +149,7 @@ func (n *Node) FindPeer(ctx context.Context, target key.Target, start []netip.Ad
 func (n *Node) knownPeer(target key.Target) (p PeerReply, known bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	f, ok := n.router.forwards.get(target, time.Now())
+	f, ok := n.router.forwards.get(target, n.clock.Now())
 	if !ok || !n.persistent {
 		return PeerReply{}, false
 	}

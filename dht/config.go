@@ -67,6 +67,8 @@ type Config struct {
 	Nodes []netip.AddrPort
 	// LookupHost resolves the name of a bootstrap node. Default: [net.DefaultResolver].
 	LookupHost func(ctx context.Context, host string) ([]netip.Addr, error)
+	// Clock tells the time. Default: the system's.
+	Clock Clock
 	// Logger receives what may interest an operator; addresses of others only at debug level. Default: discard.
 	Logger *slog.Logger
 }

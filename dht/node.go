@@ -20,8 +20,8 @@ import (
 // Node is a participant of the DHT. All methods are safe for concurrent use.
 //
 // One mutex guards a node's state. Datagrams are handled by whoever hands them to [Node.Receive], timeouts by
-// the node's one goroutine; both change the state under the mutex and collect what is to be sent, and send it,
-// or call a [Server], once the mutex is free. So a Socket may deliver to another node within Send.
+// its timer; both change the state under the mutex and collect what is to be sent, and send it, or call a
+// [Server], once the mutex is free. So a Socket may deliver to another node within Send.
 type Node struct {
 	client, server Socket
 	mode           Mode
@@ -30,9 +30,10 @@ type Node struct {
 
 	ctx  context.Context // ends when the node closes; for name lookups
 	stop context.CancelFunc
-	wg   sync.WaitGroup // the clock and name lookups
+	wg   sync.WaitGroup // what the timer runs, and name lookups
 
-	timer *time.Timer // rings the clock
+	clock Clock
+	timer Timer // runs what is due
 
 	mu      sync.Mutex // guards the fields below
 	closed  bool
@@ -104,7 +105,7 @@ func New(cfg Config) (*Node, error) {
 		mode:       cfg.Mode,
 		lookupHost: cfg.LookupHost,
 		log:        cfg.Logger,
-		timer:      time.NewTimer(time.Hour),
+		clock:      cfg.Clock,
 		changes:    make(chan struct{}),
 		calls:      make(map[callKey]*call),
 		lookups:    make(map[*lookup]struct{}),
@@ -119,6 +120,9 @@ func New(cfg Config) (*Node, error) {
 			return net.DefaultResolver.LookupNetIP(ctx, "ip4", host)
 		}
 	}
+	if n.clock == nil {
+		n.clock = systemClock{}
+	}
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)
 	}
@@ -126,6 +130,7 @@ func New(cfg Config) (*Node, error) {
 	var id key.Target
 	crand.Read(id[:])
 	n.table = newTable(id)
+	n.timer = n.clock.AfterFunc(time.Hour, n.ring)
 
 	n.do(func(now time.Time) {
 		n.startMaintenance(now)
@@ -135,7 +140,6 @@ func New(cfg Config) (*Node, error) {
 		}
 		n.bootstrap(now)
 	})
-	n.wg.Go(n.clock)
 	return n, nil
 }
 
@@ -158,7 +162,7 @@ func (n *Node) learnPublicAddr(now time.Time, cfg Config) {
 }
 
 // Close stops the node: requests and queries end with [ErrClosed], announcements stop being renewed. To have
-// the network forget an announcement, close that first. Close waits for the node's goroutines; no datagram is
+// the network forget an announcement, close that first. Close waits for what the node runs; no datagram is
 // sent after it returned, except by calls already on their way through [Node.Receive].
 func (n *Node) Close() error {
 	n.do(func(now time.Time) {
@@ -167,6 +171,7 @@ func (n *Node) Close() error {
 		}
 		n.closed = true
 		n.stop()
+		n.timer.Stop()
 		for l := range n.lookups {
 			l.end(now, ErrClosed)
 		}
@@ -185,7 +190,7 @@ func (n *Node) Close() error {
 // do runs f with the mutex held, and then what f left to be done.
 func (n *Node) do(f func(now time.Time)) {
 	n.mu.Lock()
-	f(time.Now())
+	f(n.clock.Now())
 	n.unlock()
 }
 
@@ -221,29 +226,28 @@ func (n *Node) arm() {
 		return
 	}
 	n.armed = next
-	n.timer.Reset(time.Until(next))
+	n.timer.Reset(next.Sub(n.clock.Now()))
 }
 
-// clock runs the alarms. It is the node's one goroutine besides name lookups.
-func (n *Node) clock() {
-	defer n.timer.Stop()
-	for {
-		select {
-		case <-n.ctx.Done():
-			return
-		case <-n.timer.C:
-		}
-		n.do(func(now time.Time) {
-			n.armed = time.Time{}
-			for !n.closed {
-				f, ok := n.alarms.due(now)
-				if !ok {
-					return
-				}
-				f(now)
-			}
-		})
+// ring runs the alarms that are due.
+func (n *Node) ring() {
+	n.mu.Lock()
+	if n.closed {
+		n.mu.Unlock()
+		return
 	}
+	n.wg.Add(1) // Close, which has not begun, waits for what follows
+	defer n.wg.Done()
+	n.armed = time.Time{}
+	now := n.clock.Now()
+	for !n.closed {
+		f, ok := n.alarms.due(now)
+		if !ok {
+			break
+		}
+		f(now)
+	}
+	n.unlock()
 }
 
 // notify tells those who wait for [Node.Changes].
