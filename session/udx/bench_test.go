@@ -1,6 +1,7 @@
 package udx
 
 import (
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -61,7 +62,7 @@ func BenchmarkLoopback(b *testing.B) {
 		buf := make([]byte, 64<<10)
 		for {
 			if _, err := to.Read(buf); err != nil {
-				if err != io.EOF {
+				if !errors.Is(err, io.EOF) {
 					b.Error(err)
 				}
 				return

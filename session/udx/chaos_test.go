@@ -95,7 +95,7 @@ func chaosRead(t *testing.T, s *Stream) {
 		}
 		got += n
 		if err != nil {
-			if err != io.EOF && !errors.Is(err, net.ErrClosed) && !errors.Is(err, ErrReset) &&
+			if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) && !errors.Is(err, ErrReset) &&
 				!errors.Is(err, ErrTimeout) && err.Error() != "read udx: chaos" {
 				t.Errorf("Read: %v", err)
 			}

@@ -289,7 +289,7 @@ func (c *congestion) restore() {
 }
 
 // sending tells that a packet is about to go with nothing else in flight.
-func (c *congestion) sending(now instant, appLimited bool) {
+func (c *congestion) sending(appLimited bool) {
 	if !appLimited {
 		return
 	}

@@ -422,8 +422,8 @@ func TestCapturedZeroWindow(t *testing.T) {
 		count("a window of less than one packet", FlagData, 1)
 		answer(0, 3)
 		count("window closed", 0, 0)
-		for _, after := range []time.Duration{1, 3, 5, 7} { // timeouts, as the reference does
-			time.Sleep(after*rtoMin - time.Since(start) - time.Microsecond)
+		for _, after := range []time.Duration{rtoMin, 3 * rtoMin, 5 * rtoMin, 7 * rtoMin} { // as the reference does
+			time.Sleep(after - time.Since(start) - time.Microsecond)
 			count("before a probe", 0, 0)
 			time.Sleep(2 * time.Microsecond)
 			count("probe", FlagHeartbeat, 1)
@@ -500,14 +500,20 @@ func TestDemultiplexing(t *testing.T) {
 	}
 	load(t, "demux.json", &capture)
 	differ := map[string][]string{
-		"right socket, wrong source address": {"firewall hook(socket1, from stranger)", "stream data \"evil\"",
-			"peer receives ff01000063000000000040000000000003000000"},
-		"HEARTBEAT from a stranger": {"firewall hook(socket1, from stranger)",
-			"peer receives ff01040063000000000040000000000005000000ed030000ee030000"},
+		"right socket, wrong source address": {
+			"firewall hook(socket1, from stranger)", "stream data \"evil\"",
+			"peer receives ff01000063000000000040000000000003000000",
+		},
+		"HEARTBEAT from a stranger": {
+			"firewall hook(socket1, from stranger)",
+			"peer receives ff01040063000000000040000000000005000000ed030000ee030000",
+		},
 		"DESTROY with an old seq":      {"firewall hook(socket1, from stranger)"},
 		"DESTROY with a seq far ahead": {"firewall hook(socket1, from stranger)"}, // not believed
-		"DATA after close": {"stream data \"late\"",
-			"peer receives ff01040063000000000040000000000006000000ed030000ee030000"},
+		"DATA after close": {
+			"stream data \"late\"",
+			"peer receives ff01040063000000000040000000000006000000ed030000ee030000",
+		},
 		"MESSAGE, datagram of 3000 bytes (truncated to 2048)": {"stream message, 2980 bytes"}, // the socket's matter
 	}
 	synctest.Test(t, func(t *testing.T) {

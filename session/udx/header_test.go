@@ -26,11 +26,17 @@ func TestHeader(t *testing.T) {
 		h          Header
 		rest       string
 	}{
-		{"first packet of an idle stream", "ff010100887766550000400000000000000000006" + "8656c6c6f",
-			Header{FlagData, 0, 0x55667788, 4194304, 0, 0}, "hello"},
+		{
+			"first packet of an idle stream", "ff010100887766550000400000000000000000006" + "8656c6c6f",
+			Header{FlagData, 0, 0x55667788, 4194304, 0, 0},
+			"hello",
+		},
 		{"state", "ff01000044332211000040000000000001000000", Header{0, 0, 0x11223344, 4194304, 0, 1}, ""},
-		{"all fields", "ff01ff20010203041112131421222324313233340a",
-			Header{0xff, 0x20, 0x04030201, 0x14131211, 0x24232221, 0x34333231}, "\n"},
+		{
+			"all fields", "ff01ff20010203041112131421222324313233340a",
+			Header{0xff, 0x20, 0x04030201, 0x14131211, 0x24232221, 0x34333231},
+			"\n",
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			wire := unhex(t, c.wire)

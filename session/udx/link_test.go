@@ -69,8 +69,10 @@ func newNetwork(seed uint64) *network {
 
 // port opens a port whose datagrams go out under the conditions.
 func (n *network) port(addr string, mux *Mux, link conditions) *port {
-	p := &port{net: n, addr: netip.MustParseAddrPort(addr), mux: mux, link: link,
-		free: make(map[netip.AddrPort]time.Time)}
+	p := &port{
+		net: n, addr: netip.MustParseAddrPort(addr), mux: mux, link: link,
+		free: make(map[netip.AddrPort]time.Time),
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.ports[p.addr] = p

@@ -104,7 +104,7 @@ func (m *Mux) NewStream(cfg StreamConfig) (*Stream, error) {
 			return nil, fmt.Errorf("udx: new stream %d: %w", cfg.ID, ErrIDInUse)
 		}
 		var b [4]byte
-		rand.Read(b[:]) //nolint:errcheck // never fails
+		rand.Read(b[:]) // never fails
 		s.id = ID(binary.LittleEndian.Uint32(b[:]))
 	}
 	m.streams[s.id] = s

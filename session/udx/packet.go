@@ -64,7 +64,7 @@ var packets = sync.Pool{New: func() any { return new(packet) }} //nolint:gocheck
 
 func newPacket() *packet {
 	p := packets.Get().(*packet)
-	*p = packet{buf: p.buf} //nolint:govet // buf keeps its old bytes on purpose: n says how many count
+	*p = packet{buf: p.buf} // buf keeps its old bytes on purpose: n says how many count
 	return p
 }
 

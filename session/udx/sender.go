@@ -338,7 +338,8 @@ func (s *sender) detect(now instant, acked int) (lost int) {
 	}
 	window := s.rack.window(&s.rtt, s.state != open || sackedCount >= 3)
 	congested := false
-	for p, next := s.flight.first, (*packet)(nil); p != nil; p = next {
+	var next *packet // a lost packet leaves the list
+	for p := s.flight.first; p != nil; p = next {
 		next = p.next
 		if s.cutShort && !p.seq.before(s.unknown) {
 			continue
@@ -541,7 +542,7 @@ func (s *sender) highest() *packet {
 // sent books a packet that pick returned as sent at now. It returns the padding to send it with.
 func (s *sender) sent(now instant, p *packet) (padding int) {
 	if s.flight.len == 0 {
-		s.congestion.sending(now, s.rate.appLimited != 0)
+		s.congestion.sending(s.rate.appLimited != 0)
 		s.pacer.setRate(now, s.congestion.rate)
 		if s.timeouts == 0 {
 			s.stuckSince = now

@@ -335,8 +335,10 @@ func TestStrangersAreIgnored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newTalk(t, 1, 2)
 		for _, h := range []Header{
-			{Flags: FlagData, ID: 1}, {Flags: FlagEnd, ID: 1},
-			{Flags: FlagDestroy, ID: 1}, {Flags: FlagHeartbeat, ID: 1},
+			{Flags: FlagData, ID: 1},
+			{Flags: FlagEnd, ID: 1},
+			{Flags: FlagDestroy, ID: 1},
+			{Flags: FlagHeartbeat, ID: 1},
 		} {
 			if !k.mux.Receive(k.sock, h.Append(nil), stranger) || !k.mux.Receive(&tape{}, h.Append(nil), peerAddr) {
 				t.Errorf("%v: not taken", h.Flags)
