@@ -126,7 +126,11 @@ func TestForeignSourceDoesNotLeaveTheHost(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			prefix := netip.PrefixFrom(row.foreign, row.foreign.BitLen())
-			if err := b.Net.Run("ip", "addr", "add", prefix.String(), "dev", "lo"); err != nil {
+			add := []string{"addr", "add", prefix.String(), "dev", "lo"}
+			if row.foreign.Is6() {
+				add = append(add, "nodad") // usable at once
+			}
+			if err := b.Net.Run("ip", add...); err != nil {
 				t.Fatal(err)
 			}
 			if got := exchange(t, b, row.foreign, a, row.to); got != 0 {
