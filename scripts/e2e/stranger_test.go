@@ -126,11 +126,11 @@ func TestForeignSourceDoesNotLeaveTheHost(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			prefix := netip.PrefixFrom(row.foreign, row.foreign.BitLen())
-			add := []string{"addr", "add", prefix.String(), "dev", "lo"}
+			add := []string{"ip", "addr", "add", prefix.String(), "dev", "lo"}
 			if row.foreign.Is6() {
 				add = append(add, "nodad") // usable at once
 			}
-			if err := b.Net.Run("ip", add...); err != nil {
+			if err := b.Net.Run(add...); err != nil {
 				t.Fatal(err)
 			}
 			if got := exchange(t, b, row.foreign, a, row.to); got != 0 {
