@@ -165,8 +165,7 @@ func (a *Announcement) round(now time.Time) {
 		a.cycle(now)
 		return
 	}
-	relays, cycle := a.plan.current(), a.plan.cycle
-	a.plan.pings = len(relays)
+	relays, cycle := a.plan.round(), a.plan.cycle
 	for _, r := range relays {
 		spec := callSpec{to: r.addr, member: true, command: cmdPing, retries: defaultRetries}
 		a.n.call(now, spec, func(now time.Time, pong *answer, err error) {

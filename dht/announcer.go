@@ -7,9 +7,11 @@ import (
 )
 
 const (
-	announceRelays = 3               // nodes that forward to a server
-	announceTries  = 8               // of the closest nodes, so many are tried to find that many
+	announceRelays = 6               // nodes that forward to a server
+	mainRelays     = 3               // of these, the nearest: those that the network expects
+	announceTries  = 12              // of the closest nodes, so many are tried to find that many
 	relayPing      = 3 * time.Second // between rounds of pings, which keep the way to us open in our NAT
+	spareRounds    = 5               // rounds from one in which the other relays are pinged to the next
 	announceRounds = 100             // of pings in a cycle, about five minutes: records live 13 or more
 	retryFirst     = time.Second     // after a cycle that stored nothing; doubled up to
 	retryMost      = time.Minute
@@ -27,8 +29,12 @@ type announceRelay struct {
 //	   ▲                                                                       │ pings every 3 s
 //	   └──────a relay is lost, sees us elsewhere, 100 rounds, or refresh───────┘
 //
-// Source: npm hyperdht 6.34.0, lib/announcer.js, which notices neither a relay that sees us elsewhere nor a
-// cycle that stored nothing.
+// Three relays would do; as many more are spare, pinged as often as a NAT needs it: so a server is still found
+// if half of the network vanishes at once, or lies. No two relays are of one network, and none of a crowded one,
+// as long as there are others: they may have come to surround the key.
+//
+// Source: npm hyperdht 6.34.0, lib/announcer.js, which has three relays, and notices neither one that sees us
+// elsewhere nor a cycle that stored nothing.
 type announcer struct {
 	state announceState
 
@@ -38,6 +44,7 @@ type announcer struct {
 
 	cycle      int     // counts them
 	candidates []found // closest nodes not tried yet
+	tried      []netip.AddrPort
 	storing    int     // requests on the way
 	pings      int     // on the way
 	rounds     int     // of pings in this cycle
@@ -68,11 +75,24 @@ func (p *announcer) look() []contact {
 // found takes in the nodes closest to the key, nearest first.
 func (p *announcer) found(closest []found) {
 	p.state = announceStoring
-	p.candidates, p.closest = nil, nil
+	p.candidates, p.closest, p.tried = nil, nil, nil
 	for _, f := range closest {
 		p.closest = append(p.closest, f.contact)
-		if f.token.set && len(p.candidates) < announceTries {
-			p.candidates = append(p.candidates, f)
+	}
+	for try := range 3 { // one of each network; the others; those of crowds
+		for i, f := range closest {
+			again := slices.ContainsFunc(closest[:i], func(o found) bool {
+				return f.place != 0 && o.place.network() == f.place.network()
+			})
+			rank := 0
+			if f.crowded {
+				rank = 2
+			} else if again {
+				rank = 1
+			}
+			if f.token.set && rank == try && len(p.candidates) < announceTries {
+				p.candidates = append(p.candidates, f)
+			}
 		}
 	}
 }
@@ -84,6 +104,7 @@ func (p *announcer) store() (f found, ok bool) {
 	}
 	f, p.candidates = p.candidates[0], p.candidates[1:]
 	p.storing++
+	p.tried = append(p.tried, f.addr)
 	return f, true
 }
 
@@ -100,6 +121,9 @@ func (p *announcer) stored(r *announceRelay) (complete bool) {
 // rest ends the storing. It returns the relays of the previous cycle that are none any more.
 func (p *announcer) rest() (removed []announceRelay) {
 	p.state = announceResting
+	slices.SortFunc(p.current(), func(a, b announceRelay) int { // the best first, not the fastest
+		return slices.Index(p.tried, a.addr) - slices.Index(p.tried, b.addr)
+	})
 	if len(p.current()) > 0 {
 		p.failures = 0
 	} else {
@@ -116,6 +140,16 @@ func (p *announcer) rest() (removed []announceRelay) {
 // retry returns how long to wait after a cycle that stored nothing.
 func (p *announcer) retry() time.Duration {
 	return min(retryMost, retryFirst<<min(p.failures-1, 10))
+}
+
+// round begins a round of pings. It returns the relays to ping.
+func (p *announcer) round() []announceRelay {
+	ping := p.current()
+	if p.rounds%spareRounds != 0 {
+		ping = ping[:min(len(ping), mainRelays)]
+	}
+	p.pings = len(ping)
+	return ping
 }
 
 // ponged reports the answer of a relay to a ping, that sees us at to.

@@ -92,6 +92,7 @@ func (n *Node) resolve(now time.Time, name string, f func(now time.Time, addr ne
 			for _, a := range addrs {
 				if a = a.Unmap(); a.Is4() {
 					r.addr, r.until = a, now.Add(resolvedFor)
+					n.private = n.private || !isPublic(a)
 					break
 				}
 			}

@@ -125,7 +125,7 @@ func (n *Node) Holepunch(
 // pair has an error if the query did not run to its end: ctx ended, the node is closed, or nobody answered
 // ([ErrNoNodes]). A record says no more than that the node forwards messages to the peer.
 func (n *Node) FindPeer(ctx context.Context, target key.Target, start []netip.AddrPort) iter.Seq2[PeerReply, error] {
-	spec := lookupSpec{target: target, command: cmdFindPeer, start: contactsAt(start), retries: defaultRetries}
+	spec := lookupSpec{target: target, command: cmdFindPeer, start: n.contactsAt(start), retries: defaultRetries}
 	return func(yield func(PeerReply, error) bool) {
 		own, known := n.knownPeer(target)
 		if known && !yield(own, nil) {
@@ -160,9 +160,9 @@ func (n *Node) knownPeer(target key.Target) (p PeerReply, known bool) {
 	return PeerReply{From: f.relay, To: n.publicAddr(), Peer: r}, true
 }
 
-func contactsAt(addrs []netip.AddrPort) (nodes []contact) {
+func (n *Node) contactsAt(addrs []netip.AddrPort) (nodes []contact) {
 	for _, a := range addrs {
-		if a = unmap(a); acceptable(a) {
+		if a = unmap(a); n.acceptable(a) {
 			nodes = append(nodes, contactAt(a))
 		}
 	}

@@ -62,6 +62,11 @@ type Config struct {
 	// network; without Open it is only the first sample of what others report. Default: learn it. A Server
 	// bound to a loopback address is its own public address when Open is set.
 	PublicAddr netip.AddrPort
+	// Private lets the node keep, ask and forward to nodes and peers at addresses that are not public: private,
+	// loopback, documentation and so on. In the public network that would let strangers reach into ours.
+	// Default: true if the node's own public address or that of a bootstrap node is one, if Server is bound to
+	// a loopback address, or if there is neither a bootstrap node nor a PublicAddr.
+	Private bool
 	// Nodes are members of the network known from an earlier run, best first. They are asked along with the
 	// bootstrap nodes, and make do without them.
 	Nodes []netip.AddrPort

@@ -32,6 +32,9 @@ type lookup struct {
 	held bool // run has to wait, or is running
 	done func(now time.Time, closest []found, err error)
 
+	asked    int // requests made, without repetitions
+	answered int // of these
+
 	calls      map[*call]struct{}
 	askedNames bool // bootstrap nodes were looked up by name although their address is known
 	usedNodes  bool // the bootstrap nodes were added
@@ -192,6 +195,7 @@ func (l *lookup) padded() []byte {
 }
 
 func (l *lookup) ask(now time.Time, to contact) {
+	l.asked++
 	spec := callSpec{
 		to: to.addr, member: true, command: l.spec.command, target: some(l.target),
 		value: l.padded(), retries: l.spec.retries,
@@ -221,11 +225,16 @@ func (l *lookup) ask(now time.Time, to contact) {
 }
 
 func (l *lookup) onAnswer(now time.Time, a *answer) {
-	for _, down := range l.replied(a.from, &a.response, acceptable) {
+	l.answered++
+	for _, down := range l.replied(a.from, &a.response, l.n.acceptable) {
 		l.n.sendDownHint(now, a.from, down)
 	}
 	if a.code == 0 && l.spec.found != nil {
-		l.spec.found(now, found{contact: contactAt(a.from), to: a.to, token: a.token, value: a.value})
+		f := found{contact: contactAt(a.from), to: a.to, token: a.token, value: a.value}
+		if v := l.seen[a.from]; v != nil {
+			f.hops = v.hops
+		}
+		l.spec.found(now, f)
 	}
 }
 
@@ -246,7 +255,7 @@ func (l *lookup) end(now time.Time, err error) {
 func (l *lookup) conclude(now time.Time, err error) {
 	done := l.done
 	l.done = func(time.Time, []found, error) {}
-	done(now, l.closest, err)
+	done(now, l.result(), err)
 }
 
 // cancel ends the query without a word. l may be nil.

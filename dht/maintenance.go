@@ -111,9 +111,6 @@ func (n *Node) NetworkChanged() {
 		n.lastChecked = netip.Addr{}
 		n.health.reset(n.responses, n.timeouts)
 		n.strangers = nil
-		for m := n.table.latest; m != nil; m = m.older {
-			m.sampled = 0 // ask again how they see us
-		}
 		n.refreshAnnouncements(now)
 		if n.bootstrapped {
 			n.refresh(now)
@@ -123,7 +120,7 @@ func (n *Node) NetworkChanged() {
 
 // heardResponse takes in that the node at from answered a request of ours, on socket s.
 func (n *Node) heardResponse(now time.Time, s Socket, from netip.AddrPort, r *response) {
-	if !acceptable(from) {
+	if !n.acceptable(from) {
 		return
 	}
 	// Only what went out by the default socket says something about its public address.
@@ -133,7 +130,7 @@ func (n *Node) heardResponse(now time.Time, s Socket, from netip.AddrPort, r *re
 		// are believed.
 		if sample && len(n.strangers) < max(1, len(n.bootstraps)) && !slices.Contains(n.strangers, from) {
 			n.strangers = append(n.strangers, from)
-			n.sampled(now, r.to)
+			n.sampled(now, from, r.to)
 		}
 		return
 	}
@@ -142,9 +139,8 @@ func (n *Node) heardResponse(now time.Time, s Socket, from netip.AddrPort, r *re
 		return
 	}
 	m.answered = true
-	if sample && (m.sampled == 0 || n.tick-m.sampled >= oldTicks) {
-		m.sampled = n.tick
-		n.sampled(now, r.to)
+	if sample {
+		n.sampled(now, from, r.to)
 	}
 }
 
@@ -152,7 +148,7 @@ func (n *Node) heardResponse(now time.Time, s Socket, from netip.AddrPort, r *re
 //
 // Requests tell our address, too, but anyone can send them unasked; so only answers count as samples.
 func (n *Node) heardRequest(now time.Time, in *incoming) *node {
-	if !acceptable(in.from) {
+	if !n.acceptable(in.from) {
 		return nil
 	}
 	return n.heard(now, contact{id: in.id.v, addr: in.from})
@@ -173,7 +169,7 @@ func (n *Node) add(now time.Time, c contact) *node {
 	if c.id == n.table.own {
 		return nil
 	}
-	m := &node{id: c.id, addr: c.addr, added: n.tick, pinged: n.tick, seen: n.tick}
+	m := newNode(c, n.tick)
 	if n.table.add(m) {
 		return m
 	}
@@ -183,8 +179,8 @@ func (n *Node) add(now time.Time, c contact) *node {
 
 // addKnown puts a node known from an earlier run into the table.
 func (n *Node) addKnown(a netip.AddrPort) {
-	if c := contactAt(a); acceptable(a) && c.id != n.table.own {
-		n.table.add(&node{id: c.id, addr: a, added: n.tick, pinged: n.tick, seen: n.tick})
+	if c := contactAt(a); n.acceptable(a) && c.id != n.table.own {
+		n.table.add(newNode(c, n.tick))
 	}
 }
 
@@ -194,6 +190,9 @@ func (n *Node) rowFull(now time.Time, c contact) {
 		return
 	}
 	row, _, _ := n.table.find(c.id)
+	if n.table.crowded(row, placeOf(c.addr.Addr())) {
+		return
+	}
 	var oldest *node
 	for _, m := range n.table.row(row) {
 		if m.pinged == n.tick {

@@ -10,10 +10,10 @@ const (
 	probeWant  = 3 // of that many, so many must succeed; of fewer, one
 )
 
-// sampled takes in how another node sees our default socket.
-func (n *Node) sampled(now time.Time, a netip.AddrPort) {
+// sampled takes in how the node at from sees our default socket.
+func (n *Node) sampled(now time.Time, from, a netip.AddrPort) {
 	before := n.publicAddr()
-	n.nat.add(a)
+	n.nat.add(now, from, a)
 	after := n.publicAddr()
 	if before == after {
 		return
@@ -122,7 +122,7 @@ func (n *Node) probe(now time.Time, done func(now time.Time, ok bool, at natSamp
 		n.call(now, n.pingNAT(a), func(now time.Time, a *answer, _ error) {
 			if a != nil && a.sock == n.server && usable(a.to) {
 				reached++
-				at.add(a.to)
+				at.add(now, a.from, a.to)
 			}
 			if left--; left > 0 || n.closed {
 				return

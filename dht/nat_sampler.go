@@ -1,82 +1,86 @@
 package dht
 
-import "net/netip"
-
-const (
-	samplerSize = 16 // samples remembered
-	samplerLook = 4  // how many samples back an equal one is looked for
+import (
+	"net/netip"
+	"slices"
+	"time"
 )
 
-// natSampler finds out the node's public address from what other nodes see. Most of the latest samples must
-// agree: all of the first three, 13 of the latest 16.
+const (
+	samplerSize   = 16          // votes remembered
+	samplerLatest = 4           // so many of the latest votes count,
+	samplerRecent = time.Minute // and those of the last minute
+)
+
+// natSampler finds out the node's public address from what other nodes see. Each network of 256 addresses has
+// one vote, which it may change: so one liar, however many hosts it has there, is outvoted by three others, and
+// a change of address shows as soon as three of four say so. Addresses that are not public count each for
+// itself, with its port.
 //
-// The zero value has no samples. Source: npm nat-sampler 1.0.1.
+// Three quarters of the votes must agree; two of three; all of two.
+//
+// The zero value has no votes. npm nat-sampler 1.0.1 has the same purpose, but counts every sample alike.
 type natSampler struct {
-	ring  [samplerSize]natSample
-	size  int // samples in the ring
-	next  int // where the next one goes
-	exact *natHits
-	host  *natHits
+	votes []natVote // the latest last
 
 	// addr is the finding. Its host is invalid while unknown; its port is 0 if others see different ports.
 	addr netip.AddrPort
 }
 
-// natSample is one sample: its address counted once with the port and once without.
-type natSample struct{ exact, host *natHits }
-
-// natHits counts samples with the same address; it is shared by them.
-type natHits struct {
-	addr netip.AddrPort
-	n    int
+// natVote is how a network sees us.
+type natVote struct {
+	voter netip.AddrPort // a network without a port, or an address that is not public
+	addr  netip.AddrPort
+	at    time.Time
 }
 
-// add takes in how another node sees us.
-func (s *natSampler) add(a netip.AddrPort) {
-	host := netip.AddrPortFrom(a.Addr(), 0)
-	sample := natSample{
-		exact: s.count(a, func(i int) *natHits { return s.ring[i].exact }),
-		host:  s.count(host, func(i int) *natHits { return s.ring[i].host }),
+// voterAt returns which vote the node at a has.
+func voterAt(a netip.AddrPort) netip.AddrPort {
+	if !isPublic(a.Addr()) {
+		return a
 	}
-	if s.size < samplerSize {
-		s.size++
-	} else {
-		old := s.ring[s.next]
-		old.exact.n--
-		old.host.n--
-	}
-	s.ring[s.next] = sample
-	s.next = (s.next + 1) % samplerSize
-
-	s.exact = most(s.exact, sample.exact)
-	s.host = most(s.host, sample.host)
-	switch need := s.size - min(s.size/4, 3); {
-	case s.exact.n >= need:
-		s.addr = s.exact.addr
-	case s.host.n >= need:
-		s.addr = s.host.addr
-	default:
-		s.addr = netip.AddrPort{}
-	}
+	b := a.Addr().As4()
+	b[3] = 0
+	return netip.AddrPortFrom(netip.AddrFrom4(b), 0)
 }
 
-// count returns the counter of a among the latest samples, counted up, or a new one.
-func (s *natSampler) count(a netip.AddrPort, at func(int) *natHits) *natHits {
-	for back := 1; back <= min(samplerLook, s.size); back++ {
-		if h := at((s.next - back + samplerSize) % samplerSize); h.addr == a {
-			h.n++
-			return h
+// add takes in that the node at from sees us at a.
+func (s *natSampler) add(now time.Time, from, a netip.AddrPort) {
+	voter := voterAt(from)
+	if i := slices.IndexFunc(s.votes, func(v natVote) bool { return v.voter == voter }); i >= 0 {
+		s.votes = slices.Delete(s.votes, i, i+1)
+	} else if len(s.votes) >= samplerSize {
+		s.votes = slices.Delete(s.votes, 0, 1)
+	}
+	s.votes = append(s.votes, natVote{voter: voter, addr: a, at: now})
+
+	count := s.votes
+	for len(count) > samplerLatest && now.Sub(count[0].at) > samplerRecent {
+		count = count[1:]
+	}
+	need := len(count) - len(count)/4
+	if len(count) == 3 {
+		need = 2
+	}
+	s.addr = netip.AddrPort{}
+	for _, v := range count { // one of them has the majority, if there is any
+		exact, host := 0, 0
+		for _, o := range count {
+			if o.addr == v.addr {
+				exact++
+			}
+			if o.addr.Addr() == v.addr.Addr() {
+				host++
+			}
+		}
+		if exact >= need {
+			s.addr = v.addr
+			return
+		}
+		if host >= need {
+			s.addr = netip.AddrPortFrom(v.addr.Addr(), 0)
 		}
 	}
-	return &natHits{addr: a, n: 1}
-}
-
-// most returns the counter with more hits; best, which may be nil, if they are equal.
-func most(best, h *natHits) *natHits {
-	if best == nil || h.n > best.n {
-		return h
-	}
-	return best
 }
 
 // known reports whether host and port are known: others see us consistently.

@@ -103,9 +103,9 @@ func (w *testNet) cut(host netip.Addr, down bool) {
 	w.down[host] = down
 }
 
-// host returns the n-th host's address.
+// testHost returns the n-th host's address, in a network of its own.
 func testHost(n int) netip.Addr {
-	return netip.AddrFrom4([4]byte{20, byte(n >> 16), byte(n >> 8), byte(n)})
+	return netip.AddrFrom4([4]byte{20 + byte(n>>16), byte(n >> 8), byte(n), 1})
 }
 
 // testNode is a node and its place in a testNet.

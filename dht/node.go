@@ -59,6 +59,7 @@ type Node struct {
 	firewalled bool
 	persistent bool
 	health     health
+	private    bool // not on the public Internet: see Config.Private
 	bootstraps []bootstrapHost
 	resolved   map[string]*resolution
 
@@ -110,6 +111,7 @@ func New(cfg Config) (*Node, error) {
 		calls:      make(map[callKey]*call),
 		lookups:    make(map[*lookup]struct{}),
 		firewalled: !cfg.Open,
+		private:    cfg.Private || isPrivate(hosts, cfg),
 		bootstraps: hosts,
 		resolved:   make(map[string]*resolution),
 		store:      newStore(),
@@ -143,6 +145,18 @@ func New(cfg Config) (*Node, error) {
 	return n, nil
 }
 
+// isPrivate reports whether a node with that configuration is in a network of its own, that may use addresses
+// which are not public.
+func isPrivate(hosts []bootstrapHost, cfg Config) bool {
+	if a := unmap(cfg.Server.LocalAddr()).Addr(); a.IsLoopback() {
+		return true
+	}
+	if cfg.PublicAddr.IsValid() && !isPublic(cfg.PublicAddr.Addr()) || len(hosts) == 0 && !cfg.PublicAddr.IsValid() {
+		return true
+	}
+	return slices.ContainsFunc(hosts, func(h bootstrapHost) bool { return h.ip.IsValid() && !isPublic(h.ip) })
+}
+
 // learnPublicAddr takes in what the configuration says of the node's own address.
 func (n *Node) learnPublicAddr(now time.Time, cfg Config) {
 	a := cfg.PublicAddr
@@ -157,7 +171,7 @@ func (n *Node) learnPublicAddr(now time.Time, cfg Config) {
 			n.join(now, a)
 		}
 	default:
-		n.nat.add(a)
+		n.nat.add(now, a, a)
 	}
 }
 

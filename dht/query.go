@@ -25,9 +25,12 @@ func contactAt(a netip.AddrPort) contact { return contact{id: NodeID(a), addr: a
 // found is a node that answered a query.
 type found struct {
 	contact
-	to    netip.AddrPort // our address as it sees it
-	token optional[Token]
-	value []byte
+	place   place
+	hops    int            // how many nodes led to it
+	crowded bool           // more of its host or network are as close: it may be one of many with one owner
+	to      netip.AddrPort // our address as it sees it
+	token   optional[Token]
+	value   []byte
 }
 
 // query decides whom an iterative query asks next, and when it has found the nodes closest to its target. It
@@ -35,6 +38,9 @@ type found struct {
 //
 //	pending ──next──▶ asked ──replied / failed──▶ done
 //	                    └──slow──▶ asked, not waited for once 20 closest are known
+//
+// Few of the closest may share a host or a network, see [hostLimit]; so someone with many addresses in a few
+// networks cannot hide all others from it.
 //
 // Source: npm dht-rpc 6.27.0, lib/query.js.
 type query struct {
@@ -45,6 +51,7 @@ type query struct {
 	pending []contact // a stack
 	seen    map[netip.AddrPort]*visit
 	closest []found // nearest first, at most bucketSize
+	surplus []found // answered, but too many of one host or network; nearest first, as many
 
 	inflight, slow    int
 	successes, errors int
@@ -56,6 +63,8 @@ type query struct {
 // visit is what a query knows of an address.
 type visit struct {
 	contact
+	place place
+	hops  int
 	state visitState
 	slow  bool
 	refs  []netip.AddrPort // who mentioned it
@@ -101,9 +110,12 @@ func (q *query) add(c contact, ref netip.AddrPort) (closer, down bool) {
 	if !closer || len(q.seen) >= queryMaxSeen {
 		return closer, false
 	}
-	v := &visit{contact: c}
+	v := &visit{contact: c, place: placeOf(c.addr.Addr())}
 	if ref.IsValid() {
 		v.refs = append(v.refs, ref)
+		if by := q.seen[ref]; by != nil {
+			v.hops = by.hops + 1
+		}
 	}
 	q.seen[c.addr] = v
 	q.pending = append(q.pending, c)
@@ -119,7 +131,7 @@ func (q *query) next() (contact, bool) {
 	for q.inflight < limit+q.slow && len(q.pending) > 0 {
 		c := q.pending[len(q.pending)-1]
 		q.pending = q.pending[:len(q.pending)-1]
-		if q.isCloser(c.id) {
+		if q.isCloser(c.id) && !q.enoughOf(c) {
 			q.inflight++
 			return c, true
 		}
@@ -137,7 +149,12 @@ func (q *query) replied(addr netip.AddrPort, r *response, filter func(netip.Addr
 	if r.code == 0 {
 		q.successes++
 		if r.id.set && q.isCloser(r.id.v) {
-			q.insert(found{contact: contact{id: r.id.v, addr: addr}, to: r.to, token: r.token, value: r.value})
+			f := found{contact: contact{id: r.id.v, addr: addr}, to: r.to, token: r.token, value: r.value}
+			f.place = placeOf(addr.Addr())
+			if v := q.seen[addr]; v != nil {
+				f.hops = v.hops
+			}
+			q.insert(f)
 		}
 	} else {
 		q.errors++
@@ -194,16 +211,74 @@ func (q *query) ended(addr netip.AddrPort, state visitState) *visit {
 	return v
 }
 
-// insert puts f among the closest.
+// enoughOf reports whether so many nodes of c's host or network that are closer answered that c need not be
+// asked. That is one more than are wanted, so that the crowd is noticed.
+func (q *query) enoughOf(c contact) bool {
+	p := placeOf(c.addr.Addr())
+	if p == 0 {
+		return false
+	}
+	var n tally
+	for _, list := range [][]found{q.closest, q.surplus} {
+		for _, f := range list {
+			if !closerTo(q.target, f.id, c.id) {
+				break
+			}
+			n.count(p, f.place)
+		}
+	}
+	return n.over()
+}
+
+// insert puts f among the closest. If there are too many of a host or network then, the farthest of them is
+// surplus.
 func (q *query) insert(f found) {
-	at, dup := slices.BinarySearchFunc(q.closest, f.id, func(o found, id key.Target) int {
-		return compareDistance(q.target, o.id, id)
-	})
+	order := func(o found, id key.Target) int { return compareDistance(q.target, o.id, id) }
+	at, dup := slices.BinarySearchFunc(q.closest, f.id, order)
 	if dup {
 		return
 	}
 	q.closest = slices.Insert(q.closest, at, f)
+	for i := len(q.closest) - 1; i >= 0; i-- {
+		o := q.closest[i]
+		var before tally
+		for _, p := range q.closest[:i] {
+			before.count(o.place, p.place)
+		}
+		if before.full() {
+			q.closest = slices.Delete(q.closest, i, i+1)
+			at, _ := slices.BinarySearchFunc(q.surplus, o.id, order)
+			q.surplus = slices.Insert(q.surplus, at, o)
+			q.surplus = q.surplus[:min(len(q.surplus), bucketSize)]
+		}
+	}
 	q.closest = q.closest[:min(len(q.closest), bucketSize)]
+}
+
+// result returns the closest nodes, nearest first. If there are less than bucketSize, those that are surplus
+// fill up.
+func (q *query) result() []found {
+	result := slices.Clone(q.closest)
+	for _, s := range q.surplus {
+		last := len(q.closest) - 1
+		if len(q.closest) >= bucketSize && !closerTo(q.target, s.id, q.closest[last].id) {
+			break
+		}
+		for i, f := range result { // they are in the same crowd
+			var n tally
+			n.count(s.place, f.place)
+			result[i].crowded = f.crowded || n.network > 0
+		}
+	}
+	for _, s := range q.surplus {
+		if len(result) >= bucketSize {
+			break
+		}
+		s.crowded = true
+		result = append(result, s)
+	}
+	slices.SortFunc(result, func(a, b found) int { return compareDistance(q.target, a.id, b.id) })
+	return result
 }
 
 // idle reports whether nothing is left to ask or worth waiting for.

@@ -14,6 +14,9 @@ type fakeNet struct {
 	nodes []contact
 	dead  map[netip.AddrPort]bool
 	knows int // how many nodes an answer names
+
+	// names says whom the node c names, nil: those nearest to target.
+	names func(c contact, target key.Target) []contact
 }
 
 func newFakeNet(n int) *fakeNet {
@@ -32,7 +35,11 @@ func (w *fakeNet) nearest(target key.Target, n int) []contact {
 
 func (w *fakeNet) answer(c contact, target key.Target) *response {
 	r := &response{id: some(c.id)}
-	for _, m := range w.nearest(target, w.knows) {
+	nodes := w.nearest(target, w.knows)
+	if w.names != nil {
+		nodes = w.names(c, target)
+	}
+	for _, m := range nodes {
 		r.closer = append(r.closer, m.addr)
 	}
 	return r
@@ -237,32 +244,51 @@ func TestAnnouncerPlan(t *testing.T) {
 	if start := p.look(); len(start) != 0 {
 		t.Errorf("starts from %v", start)
 	}
-	p.found(found(5))
+	candidates := found(9)
+	candidates[0].crowded = true // the last resort
+	p.found(candidates)
 	for i := range announceRelays {
-		if f, ok := p.store(); !ok || f.contact != w.nodes[i] {
+		if f, ok := p.store(); !ok || f.contact != w.nodes[1+i] {
 			t.Fatalf("store %d: %v, %v", i, f, ok)
 		}
 	}
 	if _, ok := p.store(); ok {
-		t.Error("more than three at once")
+		t.Error("more than wanted at once")
 	}
 	if p.stored(nil) { // the first refuses: the next is tried
-		t.Error("complete with two on the way")
+		t.Error("complete with some on the way")
 	}
-	if f, ok := p.store(); !ok || f.contact != w.nodes[3] {
+	if f, ok := p.store(); !ok || f.contact != w.nodes[1+announceRelays] {
 		t.Fatalf("instead of the one that refused: %v, %v", f, ok)
 	}
-	p.stored(relay(1))
-	p.stored(relay(2))
-	if !p.stored(relay(3)) {
-		t.Error("not complete with three stored")
+	for i := announceRelays + 1; i > 2; i-- { // the last answers first
+		if p.stored(relay(i)) {
+			t.Error("complete with some on the way")
+		}
+	}
+	if !p.stored(relay(2)) {
+		t.Error("not complete with all stored")
 	}
 	if removed := p.rest(); len(removed) != 0 || p.state != announceResting {
 		t.Errorf("removed %v in the first cycle", removed)
 	}
+	for round := range 2 * spareRounds {
+		ping, want := p.round(), mainRelays
+		if round%spareRounds == 0 {
+			want = announceRelays
+		}
+		if len(ping) != want || ping[0].contact != w.nodes[2] {
+			t.Errorf("round %d pings %v", round, ping)
+		}
+		for _, r := range ping {
+			p.ponged(r.addr, r.peer)
+		}
+		p.roundOver()
+	}
+	p.rounds = 0
 	// A relay that sees us elsewhere, and one that is lost.
 	p.pings = 3
-	p.ponged(w.nodes[1].addr, netip.MustParseAddrPort("9.9.9.9:9"))
+	p.ponged(w.nodes[4].addr, netip.MustParseAddrPort("9.9.9.9:9"))
 	if over, _ := p.roundOver(); over || p.again {
 		t.Errorf("over %v, again %v after one pong", over, p.again)
 	}
@@ -284,7 +310,7 @@ func TestAnnouncerPlan(t *testing.T) {
 		t.Error("not complete with all tried")
 	}
 	removed := p.rest()
-	if len(removed) != 3 || !p.isRelay(w.nodes[1].addr) || p.isCurrent(w.nodes[1].addr) {
+	if len(removed) != announceRelays || !p.isRelay(w.nodes[4].addr) || p.isCurrent(w.nodes[4].addr) {
 		t.Errorf("removed %v", removed)
 	}
 	for i := range announceRounds {
@@ -298,7 +324,7 @@ func TestAnnouncerPlan(t *testing.T) {
 		p.found(nil)
 		p.rest()
 	}
-	if p.isRelay(w.nodes[1].addr) || !p.isRelay(w.nodes[0].addr) {
+	if p.isRelay(w.nodes[4].addr) || !p.isRelay(w.nodes[0].addr) {
 		t.Error("relays are not remembered for three cycles")
 	}
 	if p.retry() != 2*retryFirst {

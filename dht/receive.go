@@ -209,6 +209,12 @@ var skipped = []netip.AddrPort{
 var skippedHost = netip.MustParseAddr("150.136.142.116")
 
 // acceptable reports whether the node at a may enter the routing table and be asked.
-func acceptable(a netip.AddrPort) bool {
-	return usable(a) && a.Addr() != skippedHost && !slices.Contains(skipped, a)
+func (n *Node) acceptable(a netip.AddrPort) bool {
+	return n.inScope(a) && a.Addr() != skippedHost && !slices.Contains(skipped, a)
+}
+
+// inScope reports whether we send to a because others say so: in the public network to public addresses only,
+// so that nobody can use us to reach into a local network.
+func (n *Node) inScope(a netip.AddrPort) bool {
+	return usable(a) && (n.private || isPublic(a.Addr()))
 }

@@ -57,7 +57,7 @@ func (r *router) server(target optional[key.Target]) *Announcement {
 // passOn sends in on to another node, as a request with the same tid, command and target. Nobody answers for
 // it: the answer comes back as a request, too.
 func (n *Node) passOn(now time.Time, in *incoming, to netip.AddrPort, value []byte) {
-	if !usable(to) || !n.router.limit.allow(in.from.Addr(), 1, now) {
+	if !n.inScope(to) || !n.router.limit.allow(in.from.Addr(), 1, now) {
 		return
 	}
 	r := request{tid: in.tid, to: to, id: n.idFor(in.sock), command: in.command, target: in.target, value: value}
@@ -66,7 +66,7 @@ func (n *Node) passOn(now time.Time, in *incoming, to netip.AddrPort, value []by
 
 // handPeer answers the client at peer, whose request came back as in, with value.
 func (n *Node) handPeer(now time.Time, in *incoming, peer netip.AddrPort, value []byte) {
-	if !usable(peer) || !n.router.limit.allow(in.from.Addr(), 1, now) {
+	if !n.inScope(peer) || !n.router.limit.allow(in.from.Addr(), 1, now) {
 		return
 	}
 	r := response{tid: in.tid, to: peer, id: n.idFor(in.sock), value: value}

@@ -17,14 +17,14 @@ const (
 
 // node is a member of the network that the routing table knows. Times are in ticks.
 type node struct {
-	id   key.Target
-	addr netip.AddrPort
+	id    key.Target
+	addr  netip.AddrPort
+	place place
 
-	added   int // when it entered the table
-	pinged  int // when it was last asked, or heard from
-	seen    int // when it was last heard from
-	sampled int // when its view of our address was last taken in; 0: never
-	hints   int // how often others said that it is down
+	added  int // when it entered the table
+	pinged int // when it was last asked, or heard from
+	seen   int // when it was last heard from
+	hints  int // how often others said that it is down
 
 	answered bool // it answered a request of ours, so it does receive at its address
 
@@ -33,7 +33,8 @@ type node struct {
 }
 
 // table is a Kademlia routing table: one row of nodes per length of the prefix that their ids share with our
-// own, each at most bucketSize long; and the same nodes in the order in which they were last heard from.
+// own, each at most bucketSize long; and the same nodes in the order in which they were last heard from. In a
+// full row nodes make room for those of hosts and networks that have fewer, see [hostLimit].
 //
 // Source: npm kademlia-routing-table 1.0.6, time-ordered-set.
 type table struct {
@@ -80,12 +81,25 @@ func (t *table) get(id key.Target) *node {
 	return nil
 }
 
+// newNode returns a node for the table, heard from in the given tick.
+func newNode(c contact, tick int) *node {
+	return &node{id: c.id, addr: c.addr, place: placeOf(c.addr.Addr()), added: tick, pinged: tick, seen: tick}
+}
+
 // add puts n into the table as the latest node heard from. It returns false if the row of n is full or n is
 // already known.
 func (t *table) add(n *node) bool {
 	row, at, found := t.find(n.id)
-	if found || len(t.row(row)) >= bucketSize {
+	if found {
 		return false
+	}
+	if len(t.row(row)) >= bucketSize {
+		surplus := t.surplus(row, n.place)
+		if surplus == nil {
+			return false
+		}
+		t.remove(surplus)
+		row, at, _ = t.find(n.id)
 	}
 	for len(t.rows) <= row {
 		t.rows = append(t.rows, nil)
@@ -94,6 +108,34 @@ func (t *table) add(n *node) bool {
 	t.n++
 	t.link(n)
 	return true
+}
+
+// crowded reports whether a row that is full has no room for a node at p, whatever the others are.
+func (t *table) crowded(row int, p place) bool {
+	var n tally
+	for _, m := range t.row(row) {
+		n.count(p, m.place)
+	}
+	return n.full()
+}
+
+// surplus returns the node of a row that has to make room for one at p: the latest of a host or network that
+// has more than its limit. It returns nil if there is none, or p's own has its limit.
+func (t *table) surplus(row int, p place) *node {
+	if t.crowded(row, p) {
+		return nil
+	}
+	var latest *node
+	for _, m := range t.row(row) {
+		var n tally
+		for _, o := range t.row(row) {
+			n.count(m.place, o.place)
+		}
+		if n.over() && (latest == nil || m.added >= latest.added) {
+			latest = m
+		}
+	}
+	return latest
 }
 
 // remove takes n out of the table, if it is in it.
@@ -140,30 +182,47 @@ func (t *table) unlink(n *node) {
 	n.older, n.newer = nil, nil
 }
 
-// closest returns up to limit nodes in the order of their distance from target, nearest first.
+// closest returns up to limit nodes in the order of their distance from target, nearest first. If it knows more
+// nodes than that, those of crowded hosts and networks are left out, see [hostLimit].
 //
 // Nodes that share more bits with target than we do are in target's own row. All rows beyond that are equally
 // far in their first differing bit, then come the shorter prefixes one by one. So few nodes are sorted.
 func (t *table) closest(target key.Target, limit int) []*node {
-	var found []*node
+	found := make([]*node, 0, 2*bucketSize)
+	chosen, rest := make([]*node, 0, bucketSize), []*node(nil)
 	take := func(rows [][]*node) {
 		from := len(found)
 		for _, r := range rows {
 			found = append(found, r...)
 		}
 		slices.SortFunc(found[from:], func(a, b *node) int { return compareDistance(target, a.id, b.id) })
+		for _, m := range found[from:] {
+			var n tally
+			for _, o := range chosen {
+				n.count(m.place, o.place)
+			}
+			if n.full() {
+				rest = append(rest, m)
+			} else {
+				chosen = append(chosen, m)
+			}
+		}
 	}
 	d := prefixLen(t.own, target)
 	if d < len(t.rows) {
 		take(t.rows[d : d+1])
-		if len(found) < limit {
+		if len(chosen) < limit {
 			take(t.rows[d+1:])
 		}
 	}
-	for i := min(d, len(t.rows)) - 1; i >= 0 && len(found) < limit; i-- {
+	for i := min(d, len(t.rows)) - 1; i >= 0 && len(chosen) < limit; i-- {
 		take(t.rows[i : i+1])
 	}
-	return found[:min(limit, len(found))]
+	if missing := min(limit-len(chosen), len(rest)); missing > 0 {
+		chosen = append(chosen, rest[:missing]...)
+		slices.SortFunc(chosen, func(a, b *node) int { return compareDistance(target, a.id, b.id) })
+	}
+	return chosen[:min(limit, len(chosen))]
 }
 
 // random returns any of the nodes, nil if there is none.

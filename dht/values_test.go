@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -205,7 +206,7 @@ func TestHealth(t *testing.T) {
 	} {
 		var h health
 		responses, timeouts := 0, 0
-		got := ""
+		var got strings.Builder
 		for i, tick := range row.ticks {
 			was := h
 			responses += tick.answered
@@ -216,19 +217,19 @@ func TestHealth(t *testing.T) {
 			}
 			switch {
 			case h.offline:
-				got += "x"
+				got.WriteString("x")
 			case h.degraded:
-				got += "d"
+				got.WriteString("d")
 			default:
-				got += "o"
+				got.WriteString("o")
 			}
 		}
 		want := row.want
 		if row.name == "degraded after four" { // stays until all four are healthy
 			want = "oooooooddddo"
 		}
-		if got != want {
-			t.Errorf("%s: %s, want %s", row.name, got, want)
+		if got.String() != want {
+			t.Errorf("%s: %s, want %s", row.name, got.String(), want)
 		}
 	}
 }

@@ -547,28 +547,6 @@ func TestCapturedDatagrams(t *testing.T) {
 	}
 }
 
-func TestSamplerVectors(t *testing.T) {
-	var v struct {
-		Sampler []struct {
-			Name               string
-			Samples, AfterEach []hostPort
-		}
-	}
-	readVectors(t, "nat.json", &v)
-	if len(v.Sampler) == 0 {
-		t.Fatal("no vectors")
-	}
-	for _, e := range v.Sampler {
-		var s natSampler
-		for i, a := range e.Samples {
-			s.add(a.AddrPort)
-			if want := e.AfterEach[i].AddrPort; s.addr != want {
-				t.Errorf("%s: after %d samples %v, want %v", e.Name, i+1, s.addr, want)
-			}
-		}
-	}
-}
-
 func TestTableVectors(t *testing.T) {
 	var v struct {
 		OwnID hexBytes
