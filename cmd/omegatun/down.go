@@ -1,9 +1,12 @@
 package main
 
 import (
+	"errors"
+
 	"github.com/spf13/cobra"
 
 	"omegatun/cmd/omegatun/internal/exit"
+	"omegatun/tun/hostnet"
 )
 
 func newDown(e *env) *cobra.Command {
@@ -11,7 +14,8 @@ func newDown(e *env) *cobra.Command {
 		Use:   "down",
 		Short: "Stop the running omegatun",
 		Long: `Stops the running omegatun, and returns when its network interface, addresses and routes
-are gone. If none is running there is nothing to do, and that is no error.
+are gone. If none is running, what one that was killed has left behind is removed; if
+there is nothing, that is no error.
 
 With --json: {"schema":1,"event":"down"}.`,
 		Example: `  sudo omegatun down`,
@@ -24,6 +28,9 @@ With --json: {"schema":1,"event":"down"}.`,
 			switch err := client.Down(cmd.Context()); {
 			case err != nil && exit.From(err).Code == exit.NoDaemon:
 				e.say("nothing is running")
+				if err := e.clearLeftovers(); err != nil {
+					return err
+				}
 			case err != nil:
 				return err
 			default:
@@ -35,4 +42,20 @@ With --json: {"schema":1,"event":"down"}.`,
 			return e.print(object{"event": "down"}, "")
 		},
 	}
+}
+
+// clearLeftovers removes what an omegatun that was killed has left behind.
+func (e *env) clearLeftovers() error {
+	removed, err := hostnet.Cleanup()
+	for _, what := range removed {
+		e.say("removed %s, which was left behind", what)
+	}
+	code := exit.Other
+	if errors.Is(err, hostnet.ErrPermission) {
+		code = exit.Permission
+	}
+	if err != nil {
+		return exit.New(code, "what was left behind could not be removed: %w", err).WithTry("sudo omegatun down")
+	}
+	return nil
 }

@@ -3,7 +3,6 @@ package daemon
 import (
 	"errors"
 	"maps"
-	"net"
 	"net/netip"
 	"slices"
 
@@ -38,30 +37,11 @@ func (d *Daemon) planLocked() routes.Addresses {
 	for i, p := range listed {
 		peers[i] = routes.Listed{Key: p.Key, IPv4: p.IPv4}
 	}
-	return routes.Plan4(routes.Listed{Key: d.own, IPv4: d.settings.IPv4}, peers, hostNetworks(d.device.Name()))
-}
-
-// hostNetworks returns the IPv4 networks that the host is on, but for the interface of that name.
-func hostNetworks(without string) (networks []netip.Prefix) {
-	interfaces, err := net.Interfaces()
+	networks, err := hostnet.Networks()
 	if err != nil {
-		return nil
+		d.log.Warn("addresses may collide with networks that this machine is on", "error", err)
 	}
-	for _, i := range interfaces {
-		if i.Name == without || i.Flags&net.FlagLoopback != 0 {
-			continue
-		}
-		addrs, err := i.Addrs()
-		if err != nil {
-			continue // it has just gone
-		}
-		for _, a := range addrs {
-			if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is4() {
-				networks = append(networks, p)
-			}
-		}
-	}
-	return networks
+	return routes.Plan4(routes.Listed{Key: d.own, IPv4: d.settings.IPv4}, peers, networks)
 }
 
 // apply makes the admitted peers those of settings, nil for the present ones, and those that were asked for: it admits the new ones, ends
