@@ -52,9 +52,7 @@ func (n *Node) Serve(k key.Private, s Server) (*Announcement, error) {
 		default:
 			n.router.servers[a.target] = a
 			n.router.forwards.remove(a.target)
-			if n.bootstrapped {
-				a.cycle(now)
-			}
+			a.refresh(now)
 		}
 	})
 	if err != nil {
@@ -77,7 +75,7 @@ func (a *Announcement) cycle(now time.Time) {
 	spec := lookupSpec{target: a.target, command: cmdFindPeer, start: a.plan.look(), enough: announceRelays}
 	query := a.n.lookup(now, spec, func(now time.Time, closest []found, err error) {
 		a.query = nil
-		if err != nil { // the node closed
+		if err != nil { // the node closed or is suspended
 			return
 		}
 		a.plan.found(closest)
@@ -116,7 +114,7 @@ func (a *Announcement) store(now time.Time) {
 					a.forget(now, *relay)
 				}
 				a.release()
-			case errors.Is(err, ErrClosed):
+			case halted(err):
 			case complete:
 				a.rest(now)
 			default:
@@ -169,7 +167,7 @@ func (a *Announcement) round(now time.Time) {
 	for _, r := range relays {
 		spec := callSpec{to: r.addr, member: true, command: cmdPing, retries: defaultRetries}
 		a.n.call(now, spec, func(now time.Time, pong *answer, err error) {
-			if a.closed || a.plan.cycle != cycle || errors.Is(err, ErrClosed) {
+			if a.closed || a.plan.cycle != cycle || halted(err) {
 				return
 			}
 			if pong != nil {
@@ -222,7 +220,7 @@ func (n *Node) refreshAnnouncements(now time.Time) {
 }
 
 func (a *Announcement) refresh(now time.Time) {
-	if a.n.bootstrapped {
+	if a.n.bootstrapped && !a.n.suspended {
 		a.cycle(now)
 	}
 }

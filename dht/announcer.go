@@ -45,11 +45,11 @@ type announcer struct {
 	cycle      int     // counts them
 	candidates []found // closest nodes not tried yet
 	tried      []netip.AddrPort
-	storing    int     // requests on the way
-	pings      int     // on the way
-	rounds     int     // of pings in this cycle
-	again      bool    // start over as soon as possible
-	failures   int     // cycles in a row that stored nothing
+	storing    int  // requests on the way
+	pings      int  // on the way
+	rounds     int  // of pings in this cycle
+	again      bool // start over as soon as possible
+	failures   int  // cycles in a row that stored nothing
 }
 
 type announceState uint8

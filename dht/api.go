@@ -19,6 +19,11 @@ type Info struct {
 	Online bool
 	// Degraded: more than half of the latest requests were lost.
 	Degraded bool
+	// Suspended: see [Node.Suspend].
+	Suspended bool
+	// NAT is the kind of NAT the node is behind: Open if anyone can reach it, Consistent if others see the same
+	// port, Random if they see different ones, Unknown while too few agree.
+	NAT Firewall
 	// Bootstrapped: the first look around has ended, see [Node.Ready].
 	Bootstrapped bool
 	// Host is the node's address as others see it; invalid while unknown.

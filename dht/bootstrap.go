@@ -1,7 +1,6 @@
 package dht
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -130,7 +129,7 @@ func (n *Node) bootstrap(now time.Time) {
 	}
 	spec := lookupSpec{target: n.table.own, bootstrap: true, enough: 1, found: first}
 	n.background(now, spec, func(now time.Time, _ []found, err error) {
-		if errors.Is(err, ErrClosed) {
+		if halted(err) {
 			return
 		}
 		if !reachable {
@@ -151,7 +150,7 @@ func (n *Node) bootstrap(now time.Time) {
 
 // finishBootstrap makes the node ready, whatever it found.
 func (n *Node) finishBootstrap(now time.Time) {
-	if n.closed || n.bootstrapped {
+	if n.closed || n.suspended || n.bootstrapped {
 		return
 	}
 	n.bootstrapped = true

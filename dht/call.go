@@ -57,10 +57,14 @@ type answer struct {
 	rtt  time.Duration
 }
 
-// call sends a request. It returns nil, and done is called at once, if the node is closed.
+// call sends a request. It returns nil, and done is called at once, if the node is closed or suspended.
 func (n *Node) call(now time.Time, spec callSpec, done func(now time.Time, a *answer, err error)) *call {
 	if n.closed {
 		done(now, nil, ErrClosed)
+		return nil
+	}
+	if n.suspended {
+		done(now, nil, ErrSuspended)
 		return nil
 	}
 	if spec.sock == nil {
@@ -164,7 +168,7 @@ func (n *Node) endCall(now time.Time, c *call, a *answer, err error) {
 	delete(n.calls, c.key())
 	n.window.ended(now)
 	c.done(now, a, err)
-	if len(n.queue) > 0 && !n.closed {
+	if len(n.queue) > 0 && !n.closed && !n.suspended {
 		n.drainQueue(now)
 	}
 }

@@ -2,10 +2,10 @@ package dht
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"iter"
 	"net/netip"
+	"slices"
 	"time"
 
 	"omegatun/dht/key"
@@ -122,26 +122,52 @@ func (n *Node) Holepunch(
 // FindPeer asks nodes ever closer to target for the peer whose key hashes to it, and yields those that know it,
 // as their answers come. Nodes of start are asked first. If the peer announced itself to this node, the first
 // pair is the peer's own address. Breaking out of the loop cancels the query. The last
-// pair has an error if the query did not run to its end: ctx ended, the node is closed, or nobody answered
-// ([ErrNoNodes]). A record says no more than that the node forwards messages to the peer.
+// pair has an error if the query did not run to its end: see [Query.All]. A record says no more than that the
+// node forwards messages to the peer.
 func (n *Node) FindPeer(ctx context.Context, target key.Target, start []netip.AddrPort) iter.Seq2[PeerReply, error] {
+	return func(yield func(PeerReply, error) bool) { n.StartFindPeer(ctx, target, start).All()(yield) }
+}
+
+// StartFindPeer does what [Node.FindPeer] does, as a running query.
+func (n *Node) StartFindPeer(ctx context.Context, target key.Target, start []netip.AddrPort) *Query[PeerReply] {
 	spec := lookupSpec{target: target, command: cmdFindPeer, start: n.contactsAt(start), retries: defaultRetries}
-	return func(yield func(PeerReply, error) bool) {
-		own, known := n.knownPeer(target)
-		if known && !yield(own, nil) {
-			return
+	parse := func(f found) (PeerReply, bool) {
+		r, err := ParseRecord(f.value)
+		if err != nil || r.Key.Target() != target {
+			return PeerReply{}, false // most nodes know nothing
 		}
-		_, err := n.search(ctx, spec, func(f found) bool {
-			r, err := ParseRecord(f.value)
-			if err != nil || r.Key.Target() != target {
-				return true // most nodes know nothing
-			}
-			return yield(PeerReply{From: f.addr, To: f.to, Peer: r}, nil)
-		})
-		if err != nil && (!known || !errors.Is(err, ErrNoNodes)) {
-			yield(PeerReply{}, err)
-		}
+		return PeerReply{From: f.addr, To: f.to, Peer: n.inScopeOnly(r)}, true
 	}
+	if own, known := n.knownPeer(target); known {
+		return startQuery(ctx, n, spec, parse, nil, own)
+	}
+	return startQuery(ctx, n, spec, parse, nil)
+}
+
+// NodeReply is one node's answer to [Node.FindNode].
+type NodeReply struct {
+	From Contact        // its ID is that of its address, even if it is no member
+	To   netip.AddrPort // our address as that node sees it
+}
+
+// FindNode asks nodes ever closer to target, and yields those that answer, as they do. Breaking out of the loop
+// cancels the query. The last pair has an error if the query did not run to its end: see [Query.All].
+func (n *Node) FindNode(ctx context.Context, target key.Target) iter.Seq2[NodeReply, error] {
+	return func(yield func(NodeReply, error) bool) { n.StartFindNode(ctx, target).All()(yield) }
+}
+
+// StartFindNode does what [Node.FindNode] does, as a running query.
+func (n *Node) StartFindNode(ctx context.Context, target key.Target) *Query[NodeReply] {
+	return startQuery(ctx, n, lookupSpec{target: target, command: cmdFindNode}, func(f found) (NodeReply, bool) {
+		return NodeReply{From: Contact{ID: f.id, Addr: f.addr}, To: f.to}, true
+	}, nil)
+}
+
+// inScopeOnly returns r, which it changes, without addresses that we would not send to because others say so.
+// n.mu is held.
+func (n *Node) inScopeOnly(r Record) Record {
+	r.Relays = slices.DeleteFunc(r.Relays, func(a netip.AddrPort) bool { return !n.inScope(a) })
+	return r
 }
 
 // knownPeer returns what we know ourselves of a peer that announced itself to us. Then we need no relay: it
@@ -167,70 +193,4 @@ func (n *Node) contactsAt(addrs []netip.AddrPort) (nodes []contact) {
 		}
 	}
 	return nodes
-}
-
-// search runs a query, and hands the answers to each as they come, until it returns false or the query ends.
-// It returns the nodes closest to the target, and an error if the query did not run to its end.
-func (n *Node) search(ctx context.Context, spec lookupSpec, each func(found) bool) ([]found, error) {
-	s := searching{more: make(chan struct{}, 1)}
-	spec.found = func(_ time.Time, f found) {
-		s.results, s.answered = append(s.results, f), true
-		s.wake()
-	}
-	n.do(func(now time.Time) {
-		s.lookup = n.lookup(now, spec, func(_ time.Time, closest []found, err error) {
-			s.over, s.closest, s.err = true, closest, err
-			s.wake()
-		})
-	})
-	defer n.do(s.lookup.cancel)
-	for {
-		results, over := s.take(n)
-		for _, f := range results {
-			if !each(f) {
-				return nil, nil
-			}
-		}
-		switch {
-		case !over:
-		case s.err != nil:
-			return nil, s.err
-		case !s.answered:
-			return nil, ErrNoNodes
-		default:
-			return s.closest, nil
-		}
-		select {
-		case <-s.more:
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
-	}
-}
-
-// searching is a query whose answers are read by another goroutine. Its fields are guarded by the node's mutex
-// until it is over.
-type searching struct {
-	lookup   *lookup
-	results  []found
-	closest  []found
-	answered bool // anyone has
-	over     bool
-	err      error
-	more     chan struct{}
-}
-
-func (s *searching) wake() {
-	select {
-	case s.more <- struct{}{}:
-	default:
-	}
-}
-
-// take returns the answers that came since the last call, and whether they are the last.
-func (s *searching) take(n *Node) (results []found, over bool) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	results, s.results = s.results, nil
-	return results, s.over
 }

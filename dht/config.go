@@ -70,6 +70,9 @@ type Config struct {
 	// Nodes are members of the network known from an earlier run, best first. They are asked along with the
 	// bootstrap nodes, and make do without them.
 	Nodes []netip.AddrPort
+	// StoreBytes is about how much memory in bytes may be used for what is stored for others, at most. Default:
+	// 64 MiB.
+	StoreBytes int
 	// LookupHost resolves the name of a bootstrap node. Default: [net.DefaultResolver].
 	LookupHost func(ctx context.Context, host string) ([]netip.Addr, error)
 	// Clock tells the time. Default: the system's.

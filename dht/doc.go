@@ -17,8 +17,8 @@
 // leaves by the server socket until then, so if others can reach it, anyone can, and the node may become a
 // member ("persistent"): it shows its id, others keep it in their routing tables, and it stores for them.
 //
-// A server announces itself to the three members whose ids are nearest to the hash of its key, and pings them
-// every three seconds, so that its NAT lets their messages in. A client finds these members by asking ever
+// A server announces itself to the six members whose ids are nearest to the hash of its key, and pings three of
+// them every three seconds, the others every fifteen, so that its NAT lets their messages in. A client finds these members by asking ever
 // nearer ones, and sends its first Noise message through one of them:
 //
 //	client ─FROM_CLIENT→ member ─FROM_RELAY→ server ─FROM_SERVER→ member ─response→ client
@@ -37,11 +37,21 @@
 // exceed the limit by is bounded per host, to 32 KiB a second and 256 KiB at once. Forwarded messages grow by at
 // most 12 bytes, and are bounded per host, too. Our own queries are padded, so that they can be answered in full.
 //
+// All requests are bounded per host: to 2,000 a second, of which those that store count tenfold. And in the public
+// network nothing goes to an address that is not public because a stranger named it; see [Config.Private].
+//
+// # Crowds
+//
+// Whoever has many addresses has them in few networks. So a row of the routing table, an answer, and the nodes
+// that a query takes for the closest, hold at most one node of a host and two of a network of 256 addresses, as
+// long as others want the places; loopback and private addresses are not counted. A server announces itself to
+// six nodes of different networks, and each network has one vote on what our public address is.
+//
 // # Limitations
 //
 //   - IPv4 only, as the network is.
 //   - Timeouts are fixed at one second an attempt; there is no estimate of round-trip times.
-//   - Plugin requests (command 10) are refused, and a node cannot be suspended: close it and make another.
+//   - Plugin requests (command 10) are refused.
 //   - What is stored for others is kept in memory only.
 //
 // Source: npm hyperdht 6.34.0, dht-rpc 6.27.0.

@@ -10,6 +10,8 @@ var (
 	ErrTimeout = errors.New("dht: no answer")
 	// ErrClosed reports that the node, or the announcement, is closed.
 	ErrClosed = errors.New("dht: closed")
+	// ErrSuspended reports that the node is suspended.
+	ErrSuspended = errors.New("dht: suspended")
 	// ErrBadReply reports an answer that lacks what was asked for. From [Node.Handshake] it mostly means that
 	// the node asked knows no way to the server.
 	ErrBadReply = errors.New("dht: unusable answer")

@@ -24,6 +24,11 @@ func newGenerations[K comparable, V any](size int, age time.Duration, keepRead b
 	return generations[K, V]{size: size, interval: age * 2 / 3, keep: keepRead}
 }
 
+// limitBytes bounds a generation to so many bytes, too, as weigh counts them.
+func (g *generations[K, V]) limitBytes(limit int, weigh func(V) int) {
+	g.maxBytes, g.weigh = limit, weigh
+}
+
 // advance does the turnovers due at now.
 func (g *generations[K, V]) advance(now time.Time) {
 	if g.next.IsZero() {

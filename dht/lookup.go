@@ -69,6 +69,10 @@ func (l *lookup) begin(now time.Time) {
 		l.end(now, ErrClosed)
 		return
 	}
+	if l.n.suspended {
+		l.end(now, ErrSuspended)
+		return
+	}
 	l.n.lookups[l] = struct{}{}
 	l.held = true
 	l.start(l.spec.start)

@@ -1,7 +1,6 @@
 package dht
 
 import (
-	"errors"
 	"net/netip"
 	"slices"
 	"time"
@@ -105,7 +104,7 @@ func (n *Node) wakeUp(now time.Time) {
 // at what the network sees of it, anew, and renews all announcements.
 func (n *Node) NetworkChanged() {
 	n.do(func(now time.Time) {
-		if n.closed {
+		if n.closed || n.suspended {
 			return
 		}
 		n.lastChecked = netip.Addr{}
@@ -144,14 +143,13 @@ func (n *Node) heardResponse(now time.Time, s Socket, from netip.AddrPort, r *re
 	}
 }
 
-// heardRequest takes in that a member sent us a request. It returns nil if the table has no room for it.
+// heardRequest takes in that a member sent us a request.
 //
 // Requests tell our address, too, but anyone can send them unasked; so only answers count as samples.
-func (n *Node) heardRequest(now time.Time, in *incoming) *node {
-	if !n.acceptable(in.from) {
-		return nil
+func (n *Node) heardRequest(now time.Time, in *incoming) {
+	if n.acceptable(in.from) {
+		n.heard(now, contact{id: in.id.v, addr: in.from})
 	}
-	return n.heard(now, contact{id: in.id.v, addr: in.from})
 }
 
 // heard refreshes what the table says of a member, or adds it. It returns nil if there is no room.
@@ -244,7 +242,7 @@ func (n *Node) pingNode(now time.Time, m *node, done func(now time.Time, alive b
 	m.pinged = n.tick
 	spec := callSpec{to: m.addr, command: cmdPing, retries: defaultRetries}
 	n.call(now, spec, func(now time.Time, a *answer, err error) {
-		if errors.Is(err, ErrClosed) {
+		if halted(err) {
 			return
 		}
 		done(now, a != nil && a.id.set)
@@ -275,7 +273,7 @@ func (n *Node) pingSome(now time.Time) {
 // refresh asks around for a random node, so that the table sees new ones.
 func (n *Node) refresh(now time.Time) {
 	n.maintenance.refreshTicks = refreshTicks
-	if n.refreshing || n.closed {
+	if n.refreshing || n.closed || n.suspended {
 		return
 	}
 	target := n.table.own

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -35,12 +36,13 @@ type Node struct {
 	clock Clock
 	timer Timer // runs what is due
 
-	mu      sync.Mutex // guards the fields below
-	closed  bool
-	out     []effect  // what to do once mu is free
-	alarms  alarms    // what to do later
-	armed   time.Time // when the timer rings; zero: it does not
-	changes chan struct{}
+	mu        sync.Mutex // guards the fields below
+	closed    bool
+	suspended bool
+	out       []effect  // what to do once mu is free
+	alarms    alarms    // what to do later
+	armed     time.Time // when the timer rings; zero: it does not
+	changes   chan struct{}
 
 	// Requests of ours.
 	calls     map[callKey]*call
@@ -64,10 +66,11 @@ type Node struct {
 	resolved   map[string]*resolution
 
 	// What we do for others.
-	tokens  tokens
-	store   store
-	router  router
-	delayed int // pings to be answered later
+	requests requestLimits
+	tokens   tokens
+	store    store
+	router   router
+	delayed  int // pings to be answered later
 }
 
 // effect is something to do once the node's mutex is free: send a datagram, or call.
@@ -100,6 +103,9 @@ func New(cfg Config) (*Node, error) {
 			return nil, fmt.Errorf("dht: public address %v is not an IPv4 address with a port", cfg.PublicAddr)
 		}
 	}
+	if cfg.StoreBytes <= 0 {
+		cfg.StoreBytes = defaultStoreBytes
+	}
 	n := &Node{
 		client:     cfg.Client,
 		server:     cfg.Server,
@@ -114,8 +120,9 @@ func New(cfg Config) (*Node, error) {
 		private:    cfg.Private || isPrivate(hosts, cfg),
 		bootstraps: hosts,
 		resolved:   make(map[string]*resolution),
-		store:      newStore(),
-		router:     newRouter(),
+		requests:   newRequestLimits(),
+		store:      newStore(cfg.StoreBytes),
+		router:     newRouter(cfg.StoreBytes),
 	}
 	if n.lookupHost == nil {
 		n.lookupHost = func(ctx context.Context, host string) ([]netip.Addr, error) {
@@ -143,6 +150,19 @@ func New(cfg Config) (*Node, error) {
 		n.bootstrap(now)
 	})
 	return n, nil
+}
+
+// NewBootstrapper starts the first node of a network, or another to enter it by: a member from the start, that
+// others reach at public. cfg.Bootstrap, if it is nil, is empty.
+func NewBootstrapper(public netip.AddrPort, cfg Config) (*Node, error) {
+	cfg.PublicAddr, cfg.Open, cfg.Mode = public, true, Persistent
+	if cfg.Bootstrap == nil {
+		cfg.Bootstrap = []string{}
+	}
+	if !public.IsValid() {
+		return nil, errors.New("dht: a bootstrap node needs an address")
+	}
+	return New(cfg)
 }
 
 // isPrivate reports whether a node with that configuration is in a network of its own, that may use addresses
@@ -186,12 +206,7 @@ func (n *Node) Close() error {
 		n.closed = true
 		n.stop()
 		n.timer.Stop()
-		for l := range n.lookups {
-			l.end(now, ErrClosed)
-		}
-		for _, c := range n.calls {
-			n.endCall(now, c, nil, ErrClosed)
-		}
+		n.endAll(now, ErrClosed)
 		for _, a := range n.router.servers {
 			a.closeLocked(now)
 		}
@@ -272,9 +287,26 @@ func (n *Node) notify() {
 	}
 }
 
+// Events yields what [Node.Info] says now, and again whenever anything of what [Node.Changes] names has changed.
+// It ends with ctx, or when the node closes. What changes back quickly may be missed.
+func (n *Node) Events(ctx context.Context) iter.Seq[Info] {
+	return func(yield func(Info) bool) {
+		for ctx.Err() == nil {
+			changed := n.Changes()
+			if n.ctx.Err() != nil || !yield(n.Info()) {
+				return
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+			}
+		}
+	}
+}
+
 // Changes returns a channel that is closed at the next change of what [Info] says of the node: persistent,
-// firewalled, online, degraded, bootstrapped, host or port; or when the node closes. Take the channel, look at
-// Info, then wait.
+// firewalled, NAT, online, degraded, bootstrapped, suspended, host or port; or when the node closes. Take the
+// channel, look at Info, then wait.
 func (n *Node) Changes() <-chan struct{} {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -293,12 +325,27 @@ func (n *Node) Info() Info {
 		Online:       !n.health.offline,
 		Degraded:     n.health.degraded,
 		Bootstrapped: n.bootstrapped,
+		Suspended:    n.suspended,
+		NAT:          n.natKind(),
 		Host:         a.Addr(),
 		Port:         a.Port(),
 		Nodes:        n.table.n,
 		Requests:     len(n.calls),
 		Records:      n.store.len() + n.router.forwards.len(),
 	}
+}
+
+// natKind returns what kind of NAT the node is behind, as far as others' answers show.
+func (n *Node) natKind() Firewall {
+	switch a := n.publicAddr(); {
+	case !n.firewalled:
+		return FirewallOpen
+	case !a.Addr().IsValid():
+		return FirewallUnknown
+	case a.Port() == 0:
+		return FirewallRandom
+	}
+	return FirewallConsistent
 }
 
 // publicAddr returns our default socket's address as others see it, as far as known: see natSampler.addr.
@@ -354,6 +401,38 @@ func (n *Node) RecentNodes(limit int) []netip.AddrPort {
 		nodes = append(nodes, m.addr)
 	}
 	return nodes
+}
+
+// Nodes returns the members of the network in the routing table, at most 20 for each length of the prefix that
+// their ids share with ours, in no order.
+func (n *Node) Nodes() []Contact {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	nodes := make([]Contact, 0, n.table.n)
+	for m := n.table.latest; m != nil; m = m.older {
+		nodes = append(nodes, Contact{ID: m.id, Addr: m.addr})
+	}
+	return nodes
+}
+
+// AddNode tells the node of a member of the network. It enters the routing table if there is room, and is asked
+// for a sign of life; without that it is dropped.
+func (n *Node) AddNode(a netip.AddrPort) error {
+	a = unmap(a)
+	ok := true
+	n.do(func(now time.Time) {
+		if ok = n.acceptable(a); !ok || n.closed {
+			return
+		}
+		n.addKnown(a)
+		if m := n.table.get(NodeID(a)); m != nil {
+			n.check(now, m)
+		}
+	})
+	if !ok {
+		return fmt.Errorf("dht: %v cannot be a node in this network", a)
+	}
+	return nil
 }
 
 // idFor returns our id if a packet from s shows it: only members have one, and only at their server socket.

@@ -36,7 +36,7 @@ func (n *Node) Receive(s Socket, b []byte, from netip.AddrPort) {
 		}
 		r.id = checkID(r.id, from)
 		n.do(func(now time.Time) {
-			if !n.closed {
+			if !n.closed && !n.suspended {
 				n.handleRequest(now, &incoming{request: r, sock: s, from: from, size: len(b)})
 			}
 		})
@@ -47,7 +47,7 @@ func (n *Node) Receive(s Socket, b []byte, from netip.AddrPort) {
 		}
 		r.id = checkID(r.id, from)
 		n.do(func(now time.Time) {
-			if !n.closed {
+			if !n.closed && !n.suspended {
 				n.handleResponse(now, s, from, &r)
 			}
 		})
@@ -62,17 +62,55 @@ func checkID(id optional[key.Target], from netip.AddrPort) optional[key.Target] 
 	return id
 }
 
+const (
+	// What requests of one host may cost, a second and at once. One costs 1, but those with a signature to be
+	// checked, or something to be stored, storeCost.
+	requestRate  = 2000
+	requestBurst = 8000
+	storeCost    = 10
+)
+
+// requestLimits bounds the requests of a host: of those that showed that they receive there, and of anyone who
+// says to be it; so nobody can use up what is another's.
+type requestLimits struct{ verified, claimed limiter }
+
+func newRequestLimits() requestLimits {
+	return requestLimits{
+		verified: newLimiter(requestRate, requestBurst),
+		claimed:  newLimiter(requestRate, requestBurst),
+	}
+}
+
+func (l *requestLimits) allow(in *incoming, now time.Time) bool {
+	cost := 1.0
+	switch in.command { //nolint:exhaustive // the others are cheap
+	case cmdAnnounce, cmdUnannounce, cmdMutablePut, cmdImmutablePut:
+		cost = storeCost
+	}
+	if in.verified {
+		return l.verified.allow(in.from.Addr(), cost, now)
+	}
+	return l.claimed.allow(in.from.Addr(), cost, now)
+}
+
 func (n *Node) handleRequest(now time.Time, in *incoming) {
+	badToken := false
 	if in.token.set {
-		if !n.tokens.valid(in.token.v, in.from.Addr(), now) {
-			n.refuse(now, in, CodeInvalidToken, withToken|withCloser)
-			return
-		}
+		in.verified = n.tokens.valid(in.token.v, in.from.Addr(), now)
+		badToken = !in.verified
+	}
+	if m := n.knownAs(in.id); m != nil && m.answered {
 		in.verified = true
 	}
+	if !n.requests.allow(in, now) {
+		return
+	}
+	if badToken {
+		n.refuse(now, in, CodeInvalidToken, withToken|withCloser)
+		return
+	}
 	if in.id.set {
-		m := n.heardRequest(now, in)
-		in.verified = in.verified || m != nil && m.answered
+		n.heardRequest(now, in)
 	}
 	switch in.command {
 	case cmdPing:
@@ -98,6 +136,14 @@ func (n *Node) handleRequest(now time.Time, in *incoming) {
 		}
 		n.serve(now, in)
 	}
+}
+
+// knownAs returns the node of the routing table with that id, nil if there is none.
+func (n *Node) knownAs(id optional[key.Target]) *node {
+	if !id.set {
+		return nil
+	}
+	return n.table.get(id.v)
 }
 
 // replyParts says what an answer carries besides its value.
@@ -194,7 +240,9 @@ func (n *Node) handleDelayedPing(now time.Time, in *incoming) {
 	n.delayed++
 	n.alarms.set(&alarm{}, now.Add(delay), func(now time.Time) {
 		n.delayed--
-		n.reply(now, in, nil, 0)
+		if !n.suspended {
+			n.reply(now, in, nil, 0)
+		}
 	})
 }
 

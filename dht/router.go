@@ -29,12 +29,14 @@ type forward struct {
 	record []byte         // what it announced
 }
 
-func newRouter() router {
-	return router{
+func newRouter(bytes int) router {
+	r := router{
 		servers:  make(map[key.Target]*Announcement),
 		forwards: newGenerations[key.Target, forward](recordCount, recordAge, true),
 		limit:    newLimiter(forwardRate, forwardBurst),
 	}
+	r.forwards.limitBytes(bytes/storeShare/2, func(f forward) int { return entryOverhead + len(f.record) })
+	return r
 }
 
 // way returns the address to which messages for target are forwarded.
@@ -228,10 +230,13 @@ func (n *Node) answerFrom(in *incoming, s Socket, to netip.AddrPort, value []byt
 		s = in.sock
 	}
 	n.mu.Lock()
-	id, closed := n.idFor(s), n.closed
+	id, closed, suspended := n.idFor(s), n.closed, n.suspended
 	n.mu.Unlock()
-	if closed {
+	switch {
+	case closed:
 		return ErrClosed
+	case suspended:
+		return ErrSuspended
 	}
 	p := request{tid: in.tid, to: to, id: id, command: in.command, target: in.target, value: value}
 	b := p.append(nil)

@@ -13,7 +13,12 @@ const (
 	recordAge   = 20 * time.Minute
 	valueCount  = 32768 // in a generation, of mutable and of immutable values
 	valueAge    = 48 * time.Hour
-	valueBytes  = 16 << 20 // in a generation
+
+	defaultStoreBytes = 64 << 20
+	// Everything is in one of four caches of two generations, and weighs what it holds and what maps and slices
+	// take for it, roughly.
+	storeShare    = 8
+	entryOverhead = 160
 
 	lookupLimit  = 20               // records in the answer to a LOOKUP
 	maxBumpDrift = 60 * time.Second // how far ahead of our clock a bump may be
@@ -39,17 +44,20 @@ type refresh struct {
 	record Record
 }
 
-func newStore() store {
+func newStore(bytes int) store {
 	s := store{
-		topics:     newTopicStore(recordCount, recordAge),
+		topics:     newTopicStore(recordCount, bytes/storeShare, recordAge),
 		bumps:      newGenerations[key.Target, uint64](recordCount, recordAge, true),
 		refreshes:  newGenerations[key.Target, refresh](recordCount, recordAge, true),
 		mutables:   newGenerations[key.Target, mutableRecord](valueCount, valueAge, true),
 		immutables: newGenerations[key.Target, []byte](valueCount, valueAge, true),
 		excess:     newLimiter(excessRate, excessBurst),
 	}
-	s.mutables.weigh, s.mutables.maxBytes = func(m mutableRecord) int { return len(m.value) }, valueBytes
-	s.immutables.weigh, s.immutables.maxBytes = func(v []byte) int { return len(v) }, valueBytes
+	s.mutables.limitBytes(bytes/storeShare, func(m mutableRecord) int { return entryOverhead + len(m.value) })
+	s.immutables.limitBytes(bytes/storeShare, func(v []byte) int { return entryOverhead + len(v) })
+	// Of two small kinds that come with announcements, each has half of what is left for peers.
+	s.bumps.limitBytes(bytes/storeShare/4, func(uint64) int { return entryOverhead })
+	s.refreshes.limitBytes(bytes/storeShare/4, func(r refresh) int { return 2*entryOverhead + 32*len(r.record.Relays) })
 	return s
 }
 

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/binary"
 	"net/netip"
+	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -281,16 +283,39 @@ func TestStoredDataIsNotShared(t *testing.T) {
 }
 
 func TestStoreIsBounded(t *testing.T) {
-	s := newStore()
+	const limit = 4 << 20
+	s, r := newStore(limit), newRouter(limit)
 	now := time.Unix(0, 0)
 	value := make([]byte, 1000)
-	for i := range 200_000 {
+	relays := addrList("1.2.3.4:5", "1.2.3.4:6", "1.2.3.4:7")
+	before := heapInUse()
+	for i := range 100_000 {
 		binary.LittleEndian.PutUint32(value, uint32(i))
-		s.immutables.set(key.Target(value[:32]), value, now)
+		target := key.Target(value[:32])
+		k := key.Public(target)
+		stored := bytes.Clone(value)
+		record := Record{Key: k, Relays: slices.Clone(relays)}
+		s.immutables.set(target, stored, now)
+		s.mutables.set(target, mutableRecord{value: bytes.Clone(value)}, now)
+		s.topics.add(target, k, record.Append(nil), now)       // a topic each
+		s.topics.add(key.Target{}, k, record.Append(nil), now) // and all in one
+		s.bumps.set(target, uint64(i), now)
+		s.refreshes.set(target, refresh{target: target, record: record}, now)
+		r.forwards.set(target, forward{record: record.Append(nil)}, now)
 	}
-	if n := s.immutables.len() * len(value); n > 2*valueBytes+len(value) {
-		t.Errorf("%d bytes stored", n)
+	if took := heapInUse() - before; took > limit*3/2 || took < limit/4 {
+		t.Errorf("%d bytes taken, the limit is %d", took, limit)
 	}
+	if s.len() == 0 || r.forwards.len() == 0 {
+		t.Error("nothing stored")
+	}
+}
+
+func heapInUse() int {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int(m.HeapAlloc)
 }
 
 func addrList(list ...string) (addrs []netip.AddrPort) {

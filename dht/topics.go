@@ -2,6 +2,7 @@ package dht
 
 import (
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"omegatun/dht/key"
@@ -13,6 +14,7 @@ import (
 // Source: npm record-cache 1.2.0, save that announcing again replaces the record.
 type topicStore struct {
 	size     int // records in a generation
+	maxBytes int // in a generation, about
 	interval time.Duration
 
 	fresh, stale topicGeneration
@@ -20,20 +22,51 @@ type topicStore struct {
 	turned       bool
 }
 
-func newTopicStore(size int, age time.Duration) topicStore {
-	return topicStore{size: size, interval: age * 2 / 3}
+func newTopicStore(size, maxBytes int, age time.Duration) topicStore {
+	return topicStore{size: size, maxBytes: maxBytes, interval: age * 2 / 3}
 }
 
 // topicGeneration is a set of records by topic and owner.
 type topicGeneration struct {
 	topics map[key.Target]*topic
 	n      int
+	bytes  int // about
 }
 
 // topic is the records of one topic, in no order.
 type topic struct {
 	records []topicRecord
-	at      map[key.Public]int // where in records
+	at      map[key.Public]int // where in records; nil while there are few
+}
+
+const (
+	fewRecords     = 16  // of a topic, that are searched one by one
+	topicOverhead  = 200 // bytes that a topic takes, about
+	recordOverhead = 120 // bytes that a record takes besides itself, about
+)
+
+// find returns where the record of k is, -1 if there is none.
+func (s *topic) find(k key.Public) int {
+	if s.at == nil {
+		return slices.IndexFunc(s.records, func(r topicRecord) bool { return r.key == k })
+	}
+	if i, ok := s.at[k]; ok {
+		return i
+	}
+	return -1
+}
+
+// add appends r.
+func (s *topic) add(r topicRecord) {
+	s.records = append(s.records, r)
+	if s.at == nil && len(s.records) > fewRecords {
+		s.at = make(map[key.Public]int)
+		for i, r := range s.records {
+			s.at[r.key] = i
+		}
+	} else if s.at != nil {
+		s.at[r.key] = len(s.records) - 1
+	}
 }
 
 type topicRecord struct {
@@ -47,16 +80,18 @@ func (g *topicGeneration) put(t key.Target, r topicRecord) {
 	}
 	s := g.topics[t]
 	if s == nil {
-		s = &topic{at: make(map[key.Public]int)}
+		s = &topic{}
 		g.topics[t] = s
+		g.bytes += topicOverhead
 	}
-	if i, ok := s.at[r.key]; ok {
+	if i := s.find(r.key); i >= 0 {
+		g.bytes += len(r.wire) - len(s.records[i].wire)
 		s.records[i] = r
 		return
 	}
-	s.at[r.key] = len(s.records)
-	s.records = append(s.records, r)
+	s.add(r)
 	g.n++
+	g.bytes += recordOverhead + len(r.wire)
 }
 
 func (g *topicGeneration) remove(t key.Target, k key.Public) {
@@ -64,23 +99,28 @@ func (g *topicGeneration) remove(t key.Target, k key.Public) {
 	if s == nil {
 		return
 	}
-	i, ok := s.at[k]
-	if !ok {
+	i := s.find(k)
+	if i < 0 {
 		return
 	}
 	last := len(s.records) - 1
 	s.swap(i, last)
+	g.n--
+	g.bytes -= recordOverhead + len(s.records[last].wire)
+	s.records[last] = topicRecord{}
 	s.records = s.records[:last]
 	delete(s.at, k)
-	g.n--
 	if last == 0 {
 		delete(g.topics, t)
+		g.bytes -= topicOverhead
 	}
 }
 
 func (s *topic) swap(i, j int) {
 	s.records[i], s.records[j] = s.records[j], s.records[i]
-	s.at[s.records[i].key], s.at[s.records[j].key] = i, j
+	if s.at != nil {
+		s.at[s.records[i].key], s.at[s.records[j].key] = i, j
+	}
 }
 
 // sample returns up to limit records, any of them.
@@ -123,7 +163,7 @@ func (s *topicStore) add(t key.Target, k key.Public, wire []byte, now time.Time)
 	s.advance(now)
 	s.stale.remove(t, k)
 	s.fresh.put(t, topicRecord{key: k, wire: wire})
-	if s.fresh.n >= s.size {
+	if s.fresh.n >= s.size || s.fresh.bytes >= s.maxBytes {
 		s.turned = true
 		s.turn()
 	}

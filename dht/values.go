@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"net/netip"
-	"time"
+	"slices"
 
 	"omegatun/dht/compact"
 	"omegatun/dht/key"
@@ -46,29 +46,45 @@ type MutableReply struct {
 }
 
 // Lookup asks the nodes closest to a topic who announced it, and yields the answers of those that know anyone,
-// as they come. Breaking out of the loop cancels the query; the last pair has an error as with [Node.FindPeer].
-// Anyone may announce anything: a record is not a proof.
+// as they come. Breaking out of the loop cancels the query; the last pair has an error if the query did not run
+// to its end: see [Query.All]. Anyone may announce anything: a record is not a proof.
 func (n *Node) Lookup(ctx context.Context, topic key.Target) iter.Seq2[TopicReply, error] {
-	return func(yield func(TopicReply, error) bool) {
-		_, err := n.search(ctx, lookupSpec{target: topic, command: cmdLookup}, func(f found) bool {
-			m, err := parseLookupReply(f.value)
-			if err != nil || len(m.peers) == 0 {
-				return true
-			}
-			return yield(TopicReply{From: f.addr, To: f.to, Peers: m.peers, Bump: m.bump}, nil)
-		})
-		if err != nil {
-			yield(TopicReply{}, err)
-		}
+	return func(yield func(TopicReply, error) bool) { n.StartLookup(ctx, topic).All()(yield) }
+}
+
+// StartLookup does what [Node.Lookup] does, as a running query.
+func (n *Node) StartLookup(ctx context.Context, topic key.Target) *Query[TopicReply] {
+	return startQuery(ctx, n, lookupSpec{target: topic, command: cmdLookup}, n.topicReply, nil)
+}
+
+// topicReply is what f says of a topic; false if it knows nobody. n.mu is held.
+func (n *Node) topicReply(f found) (TopicReply, bool) {
+	m, err := parseLookupReply(f.value)
+	if err != nil || len(m.peers) == 0 {
+		return TopicReply{}, false
 	}
+	for i, r := range m.peers {
+		m.peers[i] = n.inScopeOnly(r)
+	}
+	return TopicReply{From: f.addr, To: f.to, Peers: m.peers, Bump: m.bump}, true
 }
 
 // Announce stores under topic that the owner of k can be reached, by way of relays, of which the first three
 // count. Nodes keep that for 13 to 27 minutes. It fails with [ErrNoNodes], or the refusal of a node if none
 // accepted.
 func (n *Node) Announce(ctx context.Context, topic key.Target, k key.Private, relays []netip.AddrPort) (Stored, error) {
-	r := Record{Key: k.Public(), Relays: relays}
-	return n.storeAt(ctx, lookupSpec{target: topic, command: cmdLookup}, func(f found) (callSpec, bool) {
+	q := n.StartAnnounce(ctx, topic, k, relays)
+	err := q.Wait()
+	return q.Stored(), err
+}
+
+// StartAnnounce does what [Node.Announce] does, as a running query, which yields who else announced topic.
+func (n *Node) StartAnnounce(
+	ctx context.Context, topic key.Target, k key.Private, relays []netip.AddrPort,
+) *Query[TopicReply] {
+	r := Record{Key: k.Public(), Relays: slices.Clone(relays)}
+	spec := lookupSpec{target: topic, command: cmdLookup}
+	return startQuery(ctx, n, spec, n.topicReply, func(f found) (callSpec, bool) {
 		m := announceMessage{peer: some(r)}
 		signAnnounce(k, cmdAnnounce, topic, f.id, f.token.v, &m)
 		return callSpec{command: cmdAnnounce, value: m.encode()}, true
@@ -77,7 +93,15 @@ func (n *Node) Announce(ctx context.Context, topic key.Target, k key.Private, re
 
 // Unannounce has the nodes closest to topic forget what was announced for k.
 func (n *Node) Unannounce(ctx context.Context, topic key.Target, k key.Private) (Stored, error) {
-	return n.storeAt(ctx, lookupSpec{target: topic, command: cmdLookup}, func(f found) (callSpec, bool) {
+	q := n.StartUnannounce(ctx, topic, k)
+	err := q.Wait()
+	return q.Stored(), err
+}
+
+// StartUnannounce does what [Node.Unannounce] does, as a running query, which yields who announced topic.
+func (n *Node) StartUnannounce(ctx context.Context, topic key.Target, k key.Private) *Query[TopicReply] {
+	spec := lookupSpec{target: topic, command: cmdLookup}
+	return startQuery(ctx, n, spec, n.topicReply, func(f found) (callSpec, bool) {
 		known, err := parseLookupReply(f.value)
 		listed := len(known.peers) >= lookupLimit // ours may be one of those left out
 		for _, r := range known.peers {
@@ -109,18 +133,11 @@ func (n *Node) PutImmutable(ctx context.Context, value []byte) (key.Target, Stor
 }
 
 // GetImmutable returns the value whose hash is target. It fails with [ErrNotFound].
-func (n *Node) GetImmutable(ctx context.Context, target key.Target) (value []byte, err error) {
-	ok := false
-	_, err = n.search(ctx, lookupSpec{target: target, command: cmdImmutableGet}, func(f found) bool {
-		if f.value != nil && key.Hash(f.value) == target {
-			value, ok = f.value, true
-		}
-		return !ok
-	})
-	if err == nil && !ok {
-		err = ErrNotFound
-	}
-	return value, err
+func (n *Node) GetImmutable(ctx context.Context, target key.Target) ([]byte, error) {
+	q := startQuery(ctx, n, lookupSpec{target: target, command: cmdImmutableGet}, func(f found) ([]byte, bool) {
+		return f.value, f.value != nil && key.Hash(f.value) == target
+	}, nil)
+	return q.first()
 }
 
 // PutMutable stores value under k's public key, in place of values with lower sequence numbers. If another
@@ -142,21 +159,28 @@ func (n *Node) PutMutable(ctx context.Context, k key.Private, seq uint64, value 
 }
 
 // MutableValues yields the values stored under k with a sequence number of at least seq, as the answers come:
-// most of them alike, some older. All are signed by k's owner.
+// most of them alike, some older. All are signed by k's owner. So the first is a quick answer, and GetMutable
+// gives the latest.
 func (n *Node) MutableValues(ctx context.Context, k key.Public, seq uint64) iter.Seq2[MutableReply, error] {
+	return func(yield func(MutableReply, error) bool) { n.StartMutableValues(ctx, k, seq).All()(yield) }
+}
+
+// StartMutableValues does what [Node.MutableValues] does, as a running query.
+func (n *Node) StartMutableValues(ctx context.Context, k key.Public, seq uint64) *Query[MutableReply] {
 	spec := lookupSpec{target: k.Target(), command: cmdMutableGet, value: compact.AppendUint(nil, seq)}
-	return func(yield func(MutableReply, error) bool) {
-		_, err := n.search(ctx, spec, func(f found) bool {
-			m, err := parseMutable(f.value)
-			if err != nil || m.seq < seq || !m.verify(k) {
-				return true
-			}
-			return yield(MutableReply{From: f.addr, Seq: m.seq, Value: m.value}, nil)
-		})
-		if err != nil {
-			yield(MutableReply{}, err)
+	return startQuery(ctx, n, spec, func(f found) (MutableReply, bool) {
+		m, err := parseMutable(f.value)
+		if err != nil || m.seq < seq || !m.verify(k) {
+			return MutableReply{}, false
 		}
-	}
+		return MutableReply{From: f.addr, Seq: m.seq, Value: m.value}, true
+	}, nil)
+}
+
+// FirstMutable returns the first value with a sequence number of at least seq that anyone answers with: sooner
+// than [Node.GetMutable], but perhaps not the latest. It fails with [ErrNotFound].
+func (n *Node) FirstMutable(ctx context.Context, k key.Public, seq uint64) (MutableReply, error) {
+	return n.StartMutableValues(ctx, k, seq).first()
 }
 
 // GetMutable returns the value with the highest sequence number stored under k, that is at least seq. It asks
@@ -177,70 +201,8 @@ func (n *Node) GetMutable(ctx context.Context, k key.Public, seq uint64) (best M
 }
 
 // storeAt runs a query, and then sends what makes returns to each of the closest nodes, with its token.
-func (n *Node) storeAt(
-	ctx context.Context, spec lookupSpec, makes func(f found) (callSpec, bool),
-) (s Stored, err error) {
-	closest, err := n.search(ctx, spec, func(found) bool { return true })
-	if err != nil {
-		return Stored{}, err
-	}
-	if len(closest) == 0 {
-		return Stored{}, ErrNoNodes
-	}
-	type result struct {
-		i   int
-		a   *answer
-		err error
-	}
-	results := make(chan result, len(closest))
-	var calls []*call
-	n.do(func(now time.Time) {
-		for i, f := range closest {
-			if !f.token.set {
-				continue
-			}
-			c, ok := makes(f)
-			if !ok {
-				continue
-			}
-			c.to, c.member, c.token, c.target, c.retries = f.addr, true, f.token, some(spec.target), defaultRetries
-			s.Closest++
-			calls = append(calls, n.call(now, c, func(_ time.Time, a *answer, err error) {
-				results <- result{i, a, err}
-			}))
-		}
-	})
-	accepted := make([]bool, len(closest))
-	for range s.Closest {
-		select {
-		case r := <-results:
-			switch {
-			case r.err != nil:
-				err = r.err
-			case r.a.code != 0:
-				s.Refused = &ReplyError{Code: r.a.code}
-			default:
-				accepted[r.i] = true
-			}
-		case <-ctx.Done():
-			n.do(func(now time.Time) {
-				for _, c := range calls {
-					n.cancel(now, c)
-				}
-			})
-			return s, context.Cause(ctx)
-		}
-	}
-	for i, ok := range accepted {
-		if ok {
-			s.Nodes = append(s.Nodes, closest[i].addr)
-		}
-	}
-	switch {
-	case len(s.Nodes) > 0 || s.Closest == 0:
-		return s, nil
-	case s.Refused != nil:
-		return s, s.Refused
-	}
-	return s, err
+func (n *Node) storeAt(ctx context.Context, spec lookupSpec, makes func(f found) (callSpec, bool)) (Stored, error) {
+	q := startQuery(ctx, n, spec, func(found) (struct{}, bool) { return struct{}{}, false }, makes)
+	err := q.Wait()
+	return q.Stored(), err
 }

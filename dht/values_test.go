@@ -290,7 +290,7 @@ func TestGenerationsAreBounded(t *testing.T) {
 
 func TestTopicStore(t *testing.T) {
 	now := time.Unix(0, 0)
-	s := newTopicStore(1000, 30*time.Minute)
+	s := newTopicStore(1000, 1<<30, 30*time.Minute)
 	a, b := key.Target{1}, key.Target{2}
 	for i := range 50 {
 		s.add(a, key.Public{byte(i)}, []byte{byte(i)}, now)
