@@ -25,7 +25,6 @@ var commands = []struct {
 	make  func(*env) *cobra.Command
 }{
 	{"connect", newUp},
-	{"connect", newUp},
 	{"connect", newDown},
 	{"connect", newAdd},
 	{"connect", newRm},
@@ -39,9 +38,7 @@ var commands = []struct {
 	{"access", newListen},
 	{"access", newConnect},
 	{"dht", newNode},
-	{"access", newListen},
-	{"access", newConnect},
-	{"dht", newNode},
+	{"dht", newDHT},
 	{"operate", newConfig},
 	{"operate", newVersion},
 }
@@ -49,8 +46,6 @@ var commands = []struct {
 var groups = []*cobra.Group{
 	{ID: "connect", Title: "Connect:"},
 	{ID: "identity", Title: "Identity:"},
-	{ID: "access", Title: "Streams:"},
-	{ID: "dht", Title: "DHT:"},
 	{ID: "access", Title: "Streams:"},
 	{ID: "dht", Title: "DHT:"},
 	{ID: "operate", Title: "Operate:"},
