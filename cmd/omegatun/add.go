@@ -103,7 +103,8 @@ Exit status 5: no such peer is listed.`,
 					return slices.Delete(listed, i, i+1), nil
 				}
 				if p.From.File == "" {
-					return nil, exit.New(exit.UnknownPeer, "%s is not listed", p.Key).WithTry("omegatun config show")
+					return nil, exit.New(exit.UnknownPeer, "%s is not listed", p.Key).
+						WithTry("omegatun config show, for those that are\nif it was only named to omegatun up: omegatun down")
 				}
 				return nil, exit.New(exit.Usage, "this peer is listed in %v", p.From).WithTry("remove it there")
 			}, func() error {

@@ -124,7 +124,8 @@ func (d *Daemon) Up(ctx context.Context, peers []key.Public, emit func(control.E
 	}
 	d.mu.Lock()
 	for _, k := range peers {
-		if !slices.Contains(d.extra, k) {
+		_, listed := d.settings.Peers.ByKey(k)
+		if !listed && !slices.Contains(d.extra, k) {
 			d.extra = append(d.extra, k)
 		}
 	}
@@ -267,6 +268,13 @@ func (d *Daemon) Reload(context.Context) error {
 	if err != nil {
 		return err
 	}
+	d.mu.Lock()
+	d.extra = slices.DeleteFunc(d.extra, func(k key.Public) bool { // taking a peer off the list is meant
+		_, was := d.settings.Peers.ByKey(k)
+		_, is := settings.Peers.ByKey(k)
+		return was && !is
+	})
+	d.mu.Unlock()
 	d.apply(settings)
 	d.connectListed()
 	return nil
