@@ -37,6 +37,8 @@ var commands = []struct {
 	{"identity", newWhois},
 	{"access", newListen},
 	{"access", newConnect},
+	{"access", newServe},
+	{"access", newForward},
 	{"dht", newNode},
 	{"dht", newDHT},
 	{"operate", newConfig},

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+)
+
+const (
+	// firstCarryBuffer is the buffer of each direction of a connection to begin with: thousands of idle ones are cheap.
+	firstCarryBuffer = 4 << 10
+	// bulkCarryBuffer is how far it grows while reads fill it.
+	bulkCarryBuffer = 64 << 10
+)
+
+// errCut is the error of a connection that this side ended before its time.
+var errCut = errors.New("cut off")
+
+// carry copies between a stream and a TCP connection until both directions have ended, and closes both. The end of
+// one direction is passed on while the other goes on. A connection that breaks, or is reset, is reset on the other
+// side too; so are both when ctx ends: nobody takes a part for the whole. It returns why the connection broke, nil if
+// it did not.
+//
+// Neither side is read further than the other one takes it: a slow receiver makes the sender wait.
+func carry(ctx context.Context, stream, tcp halfCloser) error {
+	var wg sync.WaitGroup
+	var tcpEnded atomic.Bool // everything for the TCP side has been handed over, and its end
+	var first sync.Once
+	var cause error
+	breakOff := func(err error) {
+		first.Do(func() {
+			cause = err
+			cut(stream)
+			if tcpEnded.Load() { // what the system still has to deliver is complete
+				tcp.Close()
+			} else {
+				cut(tcp)
+			}
+		})
+	}
+	stop := context.AfterFunc(ctx, func() { breakOff(context.Cause(ctx)) })
+	wg.Go(func() {
+		if err := carryOne(stream, tcp); err != nil {
+			breakOff(fmt.Errorf("from the TCP side: %w", err))
+		}
+	})
+	wg.Go(func() {
+		if err := carryOne(tcp, stream); err != nil {
+			breakOff(fmt.Errorf("from the stream: %w", err))
+			return
+		}
+		tcpEnded.Store(true)
+	})
+	wg.Wait()
+	if !stop() { // it is breaking off, or has
+		breakOff(nil) // waits for it
+	}
+	stream.Close()
+	tcp.Close()
+	return cause
+}
+
+// carryOne copies from one to the other until it ends, and passes the end on.
+func carryOne(to, from halfCloser) error {
+	b := make([]byte, firstCarryBuffer)
+	for {
+		n, err := from.Read(b)
+		if n > 0 {
+			if _, err := to.Write(b[:n]); err != nil {
+				return err
+			}
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return to.CloseWrite()
+		case err != nil:
+			return err
+		case n == len(b) && n < bulkCarryBuffer:
+			b = make([]byte, bulkCarryBuffer)
+		}
+	}
+}
+
+// cut ends a connection at once, so that the other side sees an error and not the end of the data.
+func cut(c net.Conn) {
+	switch c := c.(type) {
+	case interface{ Reset(err error) }:
+		c.Reset(errCut)
+	case *net.TCPConn:
+		c.SetLinger(0) //nolint:errcheck // it is closed in any case
+	}
+	c.Close()
+}
