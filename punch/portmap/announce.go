@@ -32,8 +32,8 @@ func hear(ctx context.Context, from server, group netip.AddrPort, out chan<- ann
 	if err != nil {
 		return err
 	}
-	defer c.Close()
-	defer context.AfterFunc(ctx, func() { c.Close() })()
+	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+	defer func() { stop(); _ = c.Close() }()
 	buf := make([]byte, maxPCP+1)
 	for {
 		n, source, err := c.ReadFromUDPAddrPort(buf)

@@ -30,7 +30,7 @@
 // A gateway, or what poses as one, can name a false address: whoever connects there must prove its key, so nothing is
 // lost but the try. Answers count only from the gateway's own address, a search result or description may lead nowhere
 // else, no redirect is followed, every body and the number of datagrams looked at are bounded, and whatever it says,
-// it is asked at most once a second, and only a few times a minute on the average.
+// it is asked at most once a second, and no more than a dozen times a minute on the average.
 //
 // Sources: RFC 6887 (PCP), RFC 6886 (NAT-PMP), UPnP Device Architecture 1.1, WANIPConnection:1 and :2.
 //
@@ -39,6 +39,8 @@
 //   - One mapping, of one UDP port, at the gateway of the default route.
 //   - If the gateway is itself behind a NAT the mapping is kept, because it widens the gateway's filter, but
 //     [Mapper.External] has nothing to give.
+//   - A host with a public IPv4 address asks nobody, though there may be a filter before it: searches are not welcome in
+//     the networks of data centres.
 //   - With an IPv6 gateway only PCP is asked, which then opens its firewall. Announcements are heard over IPv4 only.
 //   - UPnP tells no epoch: that a gateway restarted is seen at the next renewal or [Mapper.Refresh].
 //   - UPnP devices that answer a search from, or place their description at, another address than the gateway's own are

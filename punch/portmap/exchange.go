@@ -22,8 +22,36 @@ const (
 // is lost is lost on the radio.
 var resendAfter = []time.Duration{250 * time.Millisecond, 500 * time.Millisecond, 750 * time.Millisecond}
 
-// errSilent says that there was no answer.
-var errSilent = errors.New("no answer")
+var (
+	// errSilent says that there was no answer.
+	errSilent = errors.New("no answer")
+	// errForeign says of a datagram that it is not the answer waited for.
+	errForeign = errors.New("not an answer")
+	// errVersion says that the gateway does not know our version of the protocol.
+	errVersion = errors.New("version not supported")
+)
+
+// refusedError is a result code of PCP or NAT-PMP other than success.
+type refusedError struct {
+	code int
+	text string // empty: a code that is not in the RFC
+}
+
+func (e refusedError) Error() string {
+	if e.text == "" {
+		return fmt.Sprintf("refused with code %d", e.code)
+	}
+	return "refused: " + e.text
+}
+
+// refused returns the error for a result code; names are those of the protocol.
+func refused(code int, names []string) error {
+	e := refusedError{code: code}
+	if code < len(names) {
+		e.text = names[code]
+	}
+	return e
+}
 
 // route is whom to ask, and from which address of ours. The zero route is none.
 type route struct{ gateway, local netip.Addr }
@@ -35,10 +63,10 @@ type server struct {
 	waits []time.Duration // how long to wait for an answer after each time that a request is sent; not changed
 }
 
-// exchange sends a request until accept takes a reply. The reply's sender has been checked, its content has not. The
-// slice is accept's only until it returns. An error of accept that is not nil ends the exchange.
+// exchange sends a request until accept takes a reply, or refuses it with an error other than errForeign. The reply's
+// sender has been checked, its content has not. The slice is accept's only until it returns.
 func (s server) exchange(ctx context.Context, request func(local netip.Addr) []byte,
-	accept func(reply []byte) (done bool, err error),
+	accept func(reply []byte) error,
 ) error {
 	// A connected socket: the system drops what others send, and tells us if nobody listens.
 	d := net.Dialer{LocalAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(s.local, 0))}
@@ -70,7 +98,7 @@ func (s server) exchange(ctx context.Context, request func(local netip.Addr) []b
 			if err != nil {
 				return ended(ctx, err)
 			}
-			if done, err := accept(buf[:n]); done || err != nil {
+			if err := accept(buf[:n]); !errors.Is(err, errForeign) {
 				return err
 			}
 			if foreign++; foreign == maxForeign {

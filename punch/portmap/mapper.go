@@ -18,7 +18,7 @@ type Config struct {
 	Off bool
 	// Gateway returns the gateway of the default route and this host's address towards it, of the same family; ok is
 	// false if there is none. It is called before each round of questions and after Refresh, from one goroutine, and
-	// is to answer quickly. nil: there is never one.
+	// is to answer quickly. A public IPv4 address needs no mapping, and counts as no gateway. nil: there is never one.
 	Gateway func() (gateway, local netip.Addr, ok bool)
 	// Port is the local UDP port to map. 0: as if Off.
 	Port uint16
@@ -170,7 +170,7 @@ func (l *loop) run() {
 			// The round and the listener end by themselves, as their contexts are children of this one. A lease
 			// that the round has in its hands is ours to remove.
 			for l.cancelRound != nil {
-				l.take(<-l.events, time.Now())
+				l.take(<-l.events)
 			}
 			return
 		case <-l.m.refresh:
@@ -179,7 +179,7 @@ func (l *loop) run() {
 		case a := <-l.heard:
 			l.plan.announced(a, time.Now(), rand.N(restartSpread))
 		case e := <-l.events:
-			l.take(e, time.Now())
+			l.take(e)
 		case <-timer.C:
 		}
 		if wake := l.advance(time.Now()); wake.IsZero() {
@@ -222,7 +222,7 @@ func (l *loop) look() {
 	var r route
 	if gateway, local, ok := l.m.cfg.Gateway(); ok {
 		gateway, local = gateway.Unmap(), local.Unmap()
-		if gateway.IsValid() && local.IsValid() && gateway.Is4() == local.Is4() {
+		if gateway.IsValid() && local.IsValid() && gateway.Is4() == local.Is4() && (!local.Is4() || !isPublic(local)) {
 			r = route{gateway, local}
 		}
 	}
@@ -269,7 +269,7 @@ func (l *loop) abandon(g gateway, old lease) {
 }
 
 // take takes what the round under way tells.
-func (l *loop) take(e event, now time.Time) {
+func (l *loop) take(e event) {
 	if e.done {
 		l.cancelRound()
 		l.cancelRound = nil

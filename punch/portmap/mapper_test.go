@@ -355,6 +355,28 @@ func TestMapperMovesDuringARound(t *testing.T) {
 	})
 }
 
+func TestMapperWithoutNeed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, pcp, _, _ := newWorld()
+		none := netip.Addr{}
+		for _, r := range []route{
+			{netip.MustParseAddr("192.88.99.254"), netip.MustParseAddr("192.88.99.4")}, // a public address
+			{netip.MustParseAddr("fe80::1"), gatewayA.local},
+			{gatewayA.gateway, none},
+			{none, gatewayA.local},
+		} {
+			w.route = r
+			w.gateways[r] = w.gateways[gatewayA]
+			m := w.start(t, Config{})
+			settle()
+			wantExternal(t, m, netip.AddrPort{}, "no need")
+			if got := m.Report(); got.Gateway.IsValid() || got.Rounds != 1 || len(pcp.asked) > 0 {
+				t.Errorf("%v: %+v, asked at %v", r, got, pcp.asked)
+			}
+		}
+	})
+}
+
 func TestMapperRefreshesAtMostOnceASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, pcp, _, _ := newWorld()

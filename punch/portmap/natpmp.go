@@ -18,20 +18,9 @@ const (
 	pmpMapLen     = 16
 )
 
-// errNotPMP is the error for datagrams that are not NAT-PMP responses.
-var errNotPMP = errors.New("not a NAT-PMP response")
-
-// pmpResult is a result code (RFC 6886, 3.5).
-type pmpResult uint16
-
-func (r pmpResult) Error() string {
-	names := [...]string{
-		"success", "version not supported", "not authorized", "network failure", "no resources", "opcode not supported",
-	}
-	if int(r) < len(names) {
-		return names[r]
-	}
-	return fmt.Sprintf("result %d", uint16(r))
+// pmpResults are the result codes (RFC 6886, 3.5).
+var pmpResults = []string{
+	"success", "version not supported", "not authorized", "network failure", "no resources", "opcode not supported",
 }
 
 // pmpMapping is what a response to a request for a UDP mapping says.
@@ -42,25 +31,25 @@ type pmpMapping struct {
 
 // pmpResponse is a response: to the question for the external address, or for a mapping.
 type pmpResponse struct {
-	result  pmpResult
+	result  uint16
 	epoch   uint32      // seconds
 	address netip.Addr  // valid in the successful answer to the question for it
 	mapping *pmpMapping // not nil in the successful answer to the request for one
 	op      byte
 }
 
-// parsePMP parses a response. Its error is errNotPMP. A failure may be as short as the header.
+// parsePMP parses a response. Its error is errForeign. A failure may be as short as the header.
 func parsePMP(b []byte) (pmpResponse, error) {
 	var r pmpResponse
 	if len(b) < pmpHeader || b[0] != 0 || b[1]&isResponse == 0 {
-		return r, errNotPMP
+		return r, errForeign
 	}
 	r.op = b[1] &^ isResponse
-	r.result = pmpResult(binary.BigEndian.Uint16(b[2:]))
+	r.result = binary.BigEndian.Uint16(b[2:])
 	r.epoch = binary.BigEndian.Uint32(b[4:])
 	switch {
 	case r.op != pmpAddress && r.op != pmpMapUDP:
-		return r, errNotPMP
+		return r, errForeign
 	case r.result != 0:
 		return r, nil
 	case r.op == pmpAddress && len(b) == pmpAddressLen:
@@ -74,7 +63,7 @@ func parsePMP(b []byte) (pmpResponse, error) {
 		}
 		return r, nil
 	default:
-		return r, errNotPMP
+		return r, errForeign
 	}
 }
 
@@ -141,15 +130,17 @@ func (c *pmpClient) release(ctx context.Context, _ lease) error {
 // ask sends a request and returns its successful response. There is no nonce: what tells an answer is the gateway's
 // address, the fresh port that it comes to, and the internal port in it.
 func (c *pmpClient) ask(ctx context.Context, request []byte, op byte) (r pmpResponse, err error) {
-	err = c.exchange(ctx, func(netip.Addr) []byte { return request }, func(b []byte) (bool, error) {
+	err = c.exchange(ctx, func(netip.Addr) []byte { return request }, func(b []byte) (err error) {
 		r, err = parsePMP(b)
 		switch {
-		case err != nil || r.op != op || r.mapping != nil && r.mapping.internal != c.internal:
-			return false, nil
+		case err != nil:
+			return err
+		case r.op != op || r.mapping != nil && r.mapping.internal != c.internal:
+			return errForeign
 		case r.result != 0:
-			return true, r.result
+			return refused(int(r.result), pmpResults)
 		}
-		return true, nil
+		return nil
 	})
 	return r, err
 }

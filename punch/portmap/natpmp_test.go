@@ -54,7 +54,7 @@ func TestPMPWire(t *testing.T) {
 			t.Errorf("%s: %+v, want %+v", tt.name, got, tt.want)
 		}
 		for n := range wire {
-			if _, err := parsePMP(wire[:n]); !errors.Is(err, errNotPMP) {
+			if _, err := parsePMP(wire[:n]); !errors.Is(err, errForeign) {
 				t.Errorf("%s: the first %d bytes: %v", tt.name, n, err)
 			}
 		}
@@ -66,7 +66,7 @@ func TestPMPWire(t *testing.T) {
 		"too long":        "00 81 0000 00001000 0fa0 0fa1 00000384 00",
 		"wrong length":    "00 80 0000 00001000 0fa0 0fa1 00000384",
 	} {
-		if r, err := parsePMP(unhex(t, wire)); !errors.Is(err, errNotPMP) {
+		if r, err := parsePMP(unhex(t, wire)); !errors.Is(err, errForeign) {
 			t.Errorf("%s: %+v, %v", name, r, err)
 		}
 	}
@@ -75,8 +75,8 @@ func TestPMPWire(t *testing.T) {
 func TestPMPMapsRenewsAndRemoves(t *testing.T) {
 	x := newBox(t, func(x *box) { x.pcp, x.taken[4000] = false, true })
 	s := x.serve(loopback)
-	if _, err := testPCP(s).probe(t.Context()); !errors.Is(err, pcpUnsupportedVersion) {
-		t.Errorf("PCP: %v, want %v", err, pcpUnsupportedVersion)
+	if _, err := testPCP(s).probe(t.Context()); !errors.Is(err, errVersion) {
+		t.Errorf("PCP: %v, want %v", err, errVersion)
 	}
 	c := &pmpClient{s, 4000, 30 * time.Minute}
 	if a, err := c.probe(t.Context()); err != nil || a != publicA.Addr() {
@@ -118,7 +118,7 @@ func TestPMPGatewayMisbehaves(t *testing.T) {
 		{"no lifetime", mapping(func(b []byte) []byte { clear(b[12:]); return b }), "granted for only 0s"},
 		{"port 0", mapping(func(b []byte) []byte { clear(b[10:12]); return b }), "at port 0"},
 		{"refusal", mapping(func(b []byte) []byte { b[3] = 2; return b[:8] }), "not authorized"},
-		{"refusal unheard of", mapping(func(b []byte) []byte { b[2] = 1; return b }), "result 256"},
+		{"refusal unheard of", mapping(func(b []byte) []byte { b[2] = 1; return b }), "code 256"},
 		{"no network", patch(func(b []byte) { b[3] = 3 }), "network failure"},
 		{"no address", patch(func(b []byte) { clear(b[8:12]) }), "external address 0.0.0.0"},
 		{"multicast address", patch(func(b []byte) { b[8] = 224 }), "external address 224"},

@@ -3,7 +3,6 @@ package portmap
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -22,26 +21,15 @@ const (
 	protoUDP = 17
 )
 
-// errNotPCP is the error for datagrams that are not PCP responses.
-var errNotPCP = errors.New("not a PCP response")
-
-// pcpResult is a result code (RFC 6887, 7.4).
-type pcpResult uint8
-
-const pcpUnsupportedVersion pcpResult = 1
-
-func (r pcpResult) Error() string {
-	names := [...]string{
-		"success", "version not supported", "not authorized", "malformed request", "opcode not supported",
-		"option not supported", "malformed option", "network failure", "no resources", "protocol not supported",
-		"quota exceeded", "cannot provide that external address", "our address is not the one it sees: another NAT between",
-		"too many remote peers",
-	}
-	if int(r) < len(names) {
-		return names[r]
-	}
-	return fmt.Sprintf("result %d", uint8(r))
+// pcpResults are the result codes (RFC 6887, 7.4).
+var pcpResults = []string{
+	"success", "version not supported", "not authorized", "malformed request", "opcode not supported",
+	"option not supported", "malformed option", "network failure", "no resources", "protocol not supported",
+	"quota exceeded", "cannot provide that external address", "our address is not the one it sees: another NAT between",
+	"too many remote peers",
 }
+
+const pcpUnsupportedVersion = 1
 
 // nonce tells the owner of a mapping.
 type nonce [12]byte
@@ -90,30 +78,30 @@ func appendAddr16(b []byte, a netip.Addr) []byte {
 
 // pcpResponse is a response to ANNOUNCE or MAP.
 type pcpResponse struct {
-	result   pcpResult
+	result   uint8
 	lifetime uint32 // seconds: of the mapping; of the error, if it is one
 	epoch    uint32 // seconds
 	mapping  *pcpMapping
 }
 
-// parsePCP parses a response. Its error is errNotPCP, or pcpUnsupportedVersion if a gateway of another version says
+// parsePCP parses a response. Its error is errForeign, or errVersion if a gateway of another version says
 // that it does not know ours. Options are not looked at.
 func parsePCP(b []byte) (pcpResponse, error) {
 	var r pcpResponse
 	if len(b) < 4 || b[1]&isResponse == 0 {
-		return r, errNotPCP
+		return r, errForeign
 	}
 	if b[0] != pcpVersion {
 		// NAT-PMP has its result in two bytes, the second where ours is, and the same code (RFC 6886, 3.5).
-		if r.result = pcpResult(b[3]); r.result == pcpUnsupportedVersion {
-			return r, r.result
+		if b[3] == pcpUnsupportedVersion {
+			return r, errVersion
 		}
-		return r, errNotPCP
+		return r, errForeign
 	}
 	if len(b) < pcpHeader || len(b) > maxPCP || len(b)%4 != 0 {
-		return r, errNotPCP
+		return r, errForeign
 	}
-	r.result = pcpResult(b[3])
+	r.result = b[3]
 	r.lifetime = binary.BigEndian.Uint32(b[4:])
 	r.epoch = binary.BigEndian.Uint32(b[8:])
 	switch b[1] &^ isResponse {
@@ -121,7 +109,7 @@ func parsePCP(b []byte) (pcpResponse, error) {
 		return r, nil
 	case pcpMap:
 		if len(b) < pcpMapLen || b[36] != protoUDP {
-			return r, errNotPCP
+			return r, errForeign
 		}
 		m := &pcpMapping{
 			nonce:    nonce(b[24:36]),
@@ -134,7 +122,7 @@ func parsePCP(b []byte) (pcpResponse, error) {
 		r.mapping = m
 		return r, nil
 	default:
-		return r, errNotPCP
+		return r, errForeign
 	}
 }
 
@@ -152,12 +140,12 @@ func (*pcpClient) protocol() Protocol { return PCP }
 func (c *pcpClient) probe(ctx context.Context) (netip.Addr, error) {
 	err := c.exchange(ctx, func(local netip.Addr) []byte {
 		return pcpRequest{local: local}.append(nil)
-	}, func(b []byte) (bool, error) {
+	}, func(b []byte) error {
 		r, err := parsePCP(b)
-		if errors.Is(err, errNotPCP) || r.mapping != nil {
-			return false, nil
+		if r.mapping != nil {
+			return errForeign
 		}
-		return true, err
+		return err
 	})
 	return netip.Addr{}, err
 }
@@ -203,17 +191,17 @@ func (c *pcpClient) ask(ctx context.Context, want netip.AddrPort, seconds uint32
 		}
 		m := pcpMapping{nonce: c.nonce, internal: c.internal, external: want}
 		return pcpRequest{lifetime: seconds, local: local, mapping: &m}.append(nil)
-	}, func(b []byte) (bool, error) {
+	}, func(b []byte) (err error) {
 		r, err = parsePCP(b)
 		switch {
-		case errors.Is(err, pcpUnsupportedVersion):
-			return true, err
-		case err != nil || r.mapping == nil || r.mapping.nonce != c.nonce || r.mapping.internal != c.internal:
-			return false, nil
+		case err != nil:
+			return err
+		case r.mapping == nil || r.mapping.nonce != c.nonce || r.mapping.internal != c.internal:
+			return errForeign
 		case r.result != 0:
-			return true, r.result
+			return refused(int(r.result), pcpResults)
 		}
-		return true, nil
+		return nil
 	})
 	return r, err
 }

@@ -25,7 +25,7 @@ func (r pcpResponse) append(b []byte) []byte {
 	start := len(b)
 	b = pcpRequest{lifetime: r.lifetime, mapping: r.mapping}.append(b)
 	b[start+1] |= isResponse
-	b[start+3] = byte(r.result)
+	b[start+3] = r.result
 	b[start+8], b[start+9], b[start+10], b[start+11] = byte(r.epoch>>24), byte(r.epoch>>16), byte(r.epoch>>8), byte(r.epoch)
 	return b
 }
@@ -62,7 +62,7 @@ func TestPCPWire(t *testing.T) {
 		t.Errorf("response\n%x, want\n%x", got, wire)
 	}
 	for n := range wire {
-		if _, err := parsePCP(wire[:n]); !errors.Is(err, errNotPCP) {
+		if _, err := parsePCP(wire[:n]); !errors.Is(err, errForeign) {
 			t.Errorf("the first %d bytes: %v", n, err)
 		}
 	}
@@ -77,14 +77,14 @@ func TestPCPRefuses(t *testing.T) {
 		change func(b []byte) []byte
 		want   error
 	}{
-		{"a request", func(b []byte) []byte { b[1] = pcpMap; return b }, errNotPCP},
-		{"another opcode", func(b []byte) []byte { b[1] = isResponse | 2; return b }, errNotPCP},
-		{"TCP", func(b []byte) []byte { b[36] = 6; return b }, errNotPCP},
-		{"not a multiple of four", func(b []byte) []byte { return append(b, 0) }, errNotPCP},
-		{"too long", func(b []byte) []byte { return append(b, make([]byte, maxPCP)...) }, errNotPCP},
-		{"another version", func(b []byte) []byte { b[0] = 1; return b }, errNotPCP},
-		{"another version that says so", func(b []byte) []byte { b[0], b[3] = 1, 1; return b }, pcpUnsupportedVersion},
-		{"NAT-PMP that says so", func([]byte) []byte { return []byte{0, 0x81, 0, 1, 0, 0, 0, 9} }, pcpUnsupportedVersion},
+		{"a request", func(b []byte) []byte { b[1] = pcpMap; return b }, errForeign},
+		{"another opcode", func(b []byte) []byte { b[1] = isResponse | 2; return b }, errForeign},
+		{"TCP", func(b []byte) []byte { b[36] = 6; return b }, errForeign},
+		{"not a multiple of four", func(b []byte) []byte { return append(b, 0) }, errForeign},
+		{"too long", func(b []byte) []byte { return append(b, make([]byte, maxPCP)...) }, errForeign},
+		{"another version", func(b []byte) []byte { b[0] = 1; return b }, errForeign},
+		{"another version that says so", func(b []byte) []byte { b[0], b[3] = 1, 1; return b }, errVersion},
+		{"NAT-PMP that says so", func([]byte) []byte { return []byte{0, 0x81, 0, 1, 0, 0, 0, 9} }, errVersion},
 	} {
 		if _, err := parsePCP(tt.change(unhex(t, pcpGrantHex))); !errors.Is(err, tt.want) {
 			t.Errorf("%s: %v, want %v", tt.name, err, tt.want)
@@ -129,7 +129,7 @@ func TestPCPMapsRenewsAndRemoves(t *testing.T) {
 		// Another program with the same port, without the nonce.
 		other := testPCP(c.server)
 		other.nonce[0]++
-		if _, err := request(t, other); !errors.Is(err, pcpResult(2)) {
+		if _, err := request(t, other); !errors.Is(err, refused(2, pcpResults)) {
 			t.Errorf("%v: with another nonce: %v, want not authorized", addr, err)
 		}
 		if err := c.release(t.Context(), l); err != nil {
@@ -165,7 +165,7 @@ func TestPCPGatewayMisbehaves(t *testing.T) {
 		{"no IPv6 address", patch(func(b []byte) { clear(b[44:60]) }), "granted at [::]"},
 		{"multicast address", patch(func(b []byte) { b[56] = 239 }), "granted at 239"},
 		{"refusal", patch(func(b []byte) { b[3] = 8 }), "no resources"},
-		{"refusal unheard of", patch(func(b []byte) { b[3] = 200 }), "result 200"},
+		{"refusal unheard of", patch(func(b []byte) { b[3] = 200 }), "code 200"},
 		{"refusal with another's nonce", patch(func(b []byte) { b[3] = 8; b[24]++ }), errSilent.Error()},
 		{"NAT-PMP", func([]byte) [][]byte { return [][]byte{{0, 0x81, 0, 1, 0, 0, 0, 0}} }, "version not supported"},
 		{"flood", func([]byte) [][]byte { return make([][]byte, 100) }, "datagrams that are no answer"},

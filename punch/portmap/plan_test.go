@@ -39,9 +39,9 @@ func attempts(p *plan, now time.Time, d time.Duration) (at []time.Duration) {
 func TestPlanSearchesLessAndLessOften(t *testing.T) {
 	var p plan
 	got := attempts(&p, t0, 2*time.Hour+10*time.Minute)
-	want := []time.Duration{0, 1, 3, 7, 15, 31, 63, 95, 127} // minutes
-	for i := range want {
-		want[i] *= time.Minute
+	var want []time.Duration
+	for _, minutes := range []int{0, 1, 3, 7, 15, 31, 63, 95, 127} {
+		want = append(want, time.Duration(minutes)*time.Minute)
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("searches at %v, want %v", got, want)
@@ -57,10 +57,7 @@ func TestPlanRenewsAtHalfLifeThenHalvesTheRest(t *testing.T) {
 	p.begin(t0)
 	p.grant(testLease(t0, 64*time.Second))
 	got := attempts(&p, t0, 63*time.Second)
-	want := []time.Duration{32, 48, 56, 60}
-	for i := range want {
-		want[i] *= time.Second
-	}
+	want := []time.Duration{32 * time.Second, 48 * time.Second, 56 * time.Second, 60 * time.Second}
 	if !slices.Equal(got, want) {
 		t.Errorf("renewals at %v, want %v", got, want)
 	}

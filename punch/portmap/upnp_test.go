@@ -76,9 +76,12 @@ func TestParseDescription(t *testing.T) {
 		{"no control", fmt.Sprintf(descriptionOfIGD, wanServices[1], ""), nil, false},
 		{"Latin-1", "<?xml version=\"1.0\" encoding=\"ISO-8859-1\"?><a><n>Fl\xfcgel</n><service><serviceType>" + wanServices[1] +
 			"</serviceType><controlURL>/\xe9</controlURL></service></a>", one(wanServices[1], "/é"), false},
-		{"best first", "<a><service><serviceType>" + wanServices[2] + "</serviceType><controlURL>/p</controlURL></service>" +
-			"<service><serviceType>" + wanServices[1] + "</serviceType><controlURL>/i</controlURL></service></a>",
-			[]service{{wanServices[1], "/i"}, {wanServices[2], "/p"}}, false},
+		{
+			"best first", "<a><service><serviceType>" + wanServices[2] + "</serviceType><controlURL>/p</controlURL></service>" +
+				"<service><serviceType>" + wanServices[1] + "</serviceType><controlURL>/i</controlURL></service></a>",
+			[]service{{wanServices[1], "/i"}, {wanServices[2], "/p"}},
+			false,
+		},
 		{"many", "<a>" + many.String() + "</a>", slices.Repeat(one(wanServices[2], "/c"), maxServices), false},
 		{"deep", strings.Repeat("<a>", maxDepth+1), nil, true},
 		{"endless text", "<a>" + strings.Repeat("x", 60000) + "</a>", nil, false},
@@ -294,8 +297,10 @@ func FuzzSOAP(f *testing.F) {
 			return
 		}
 		again, err := parseSOAP(appendCall(nil, wanServices[1], "R", []argument{
-			{"NewExternalIPAddress", r.externalIP}, {"NewReservedPort", r.reservedPort},
-			{"errorCode", r.errorCode}, {"errorDescription", r.errorText},
+			{"NewExternalIPAddress", r.externalIP},
+			{"NewReservedPort", r.reservedPort},
+			{"errorCode", r.errorCode},
+			{"errorDescription", r.errorText},
 		}))
 		if err != nil {
 			t.Fatalf("%+v: %v", r, err)
