@@ -21,6 +21,8 @@ var (
 	ErrNoTunnel = errors.New("the peer is not an omegatun: it offers no tunnel")
 	// ErrPeerClosed is wrapped by the cause of a connection that the peer has ended.
 	ErrPeerClosed = errors.New("the peer closed the connection")
+	// ErrCutOff reports that a closed stream was not given the time to deliver what had been written to it.
+	ErrCutOff = errors.New("session: a stream was cut off before all was delivered")
 	// ErrClosed reports that the Host, Listener or Peer has been closed.
 	ErrClosed = errors.New("session: closed")
 	// ErrRemoved is the cause of ending a connection whose peer has been removed from the list.

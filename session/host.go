@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -199,15 +200,21 @@ func (h *Host) NetworkChanged() {
 	}
 }
 
-// Shutdown withdraws the announcements, tells the peers goodbye and closes the Host. Announcements are left
-// to expire when ctx ends first.
+// Shutdown withdraws the announcements, waits for streams that have been closed to deliver what was written, tells the
+// peers goodbye and closes the Host. When ctx ends first, announcements are left to expire and streams are cut off;
+// the error then says so.
 func (h *Host) Shutdown(ctx context.Context) error {
 	h.mu.Lock()
 	listeners := slices.Clone(h.listeners)
 	h.mu.Unlock()
 	h.eachLink(func(l *link) { l.goodbye(tunnel.CloseShutdown) })
-	errs := make([]error, len(listeners))
+	errs := make([]error, len(listeners)+1)
 	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := h.mux.Drain(ctx); err != nil {
+			errs[len(listeners)] = fmt.Errorf("%w: %w", ErrCutOff, err)
+		}
+	})
 	for i, l := range listeners {
 		wg.Go(func() { errs[i] = l.shutdown(ctx) })
 	}

@@ -425,6 +425,39 @@ func TestStreamBetweenTwoHomes(t *testing.T) {
 	})
 }
 
+func TestShutdownDeliversWhatWasWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond, Loss: 0.02})
+		ha, hb, _, _ := w.homes()
+		a, b := w.end(ha, keyOf("b")), w.end(hb, keyOf("a"))
+		l := b.listen(t)
+		data := make([]byte, 4<<20)
+		rand.NewChaCha8([32]byte{1}).Read(data)
+		go func() {
+			c, err := l.Accept()
+			if err == nil {
+				_, err = c.Write(data)
+				c.Close()
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			if err := errors.Join(err, b.Shutdown(ctx)); err != nil {
+				t.Errorf("the server's side: %v", err)
+			}
+		}()
+		c, err := a.Dial(t.Context(), b.public(), DialConfig{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(c)
+		if err != nil || sha256.Sum256(got) != sha256.Sum256(data) {
+			t.Errorf("%d bytes arrived (%v), want the %d that were sent", len(got), err, len(data))
+		}
+		c.Close()
+		synctest.Wait()
+	})
+}
+
 func TestListenerCloseUnblocksAccept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, lab.Config{Seed: 1})

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,7 +44,7 @@ does not answer, or ended the stream with an error. 9: it took too long.`,
 	return cmd
 }
 
-func (e *env) connect(ctx context.Context, peer string, timeout time.Duration) error {
+func (e *env) connect(ctx context.Context, peer string, timeout time.Duration) (err error) {
 	p, err := e.findPeer(peer)
 	if err != nil {
 		return err
@@ -65,7 +66,7 @@ func (e *env) connect(ctx context.Context, peer string, timeout time.Duration) e
 	if err != nil {
 		return err
 	}
-	defer e.closeHost(h)
+	defer func() { err = cmp.Or(err, e.closeHost(ctx, h)) }()
 
 	dialing, cancel := context.WithTimeout(ctx, timeout)
 	c, err := h.Dial(dialing, p.Key, session.DialConfig{})
@@ -104,14 +105,26 @@ func (e *env) openHost(ctx context.Context, k key.Private, dir *state.Dir, port 
 	return h, nil
 }
 
-// closeHost withdraws what h has announced, waits for what was sent to be delivered, and closes h.
-func (e *env) closeHost(h *session.Host) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+// closeHost withdraws what h has announced, waits until what was written to streams is delivered, and closes h. It
+// does not wait long once ctx has ended. The error tells that something was not delivered.
+func (e *env) closeHost(ctx context.Context, h *session.Host) error {
+	patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), deliverTime)
 	defer cancel()
-	if err := h.Shutdown(ctx); err != nil {
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(goodbyeTime, cancel) })()
+	err := h.Shutdown(patience)
+	switch {
+	case errors.Is(err, session.ErrCutOff) && ctx.Err() == nil:
+		return exit.New(exit.Timeout, "the other side did not take all that was sent within %v", deliverTime)
+	case err != nil:
 		e.log().Debug("goodbye", "error", err) // announcements expire by themselves
 	}
+	return nil
 }
+
+const (
+	deliverTime = time.Minute     // for what was sent to be delivered
+	goodbyeTime = 2 * time.Second // the same after Ctrl-C
+)
 
 // streamError returns why a stream ended before its time.
 func streamError(ctx context.Context, err error) error {

@@ -62,7 +62,7 @@ func (e *env) withNode(ctx context.Context, f func(*dht.Node) error) error {
 	if err != nil {
 		return err
 	}
-	defer e.closeHost(h)
+	defer e.closeHost(ctx, h) //nolint:errcheck // nothing was sent that must arrive
 	if err := daemon.Join(ctx, h, bootstrap); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -73,7 +74,7 @@ func (e *env) admits(allow []string) (func(key.Public) bool, error) {
 	return func(k key.Public) bool { return allowed[k] }, nil
 }
 
-func (e *env) listen(ctx context.Context, f listenFlags) error {
+func (e *env) listen(ctx context.Context, f listenFlags) (err error) {
 	admits, err := e.admits(f.allow)
 	if err != nil {
 		return err
@@ -106,7 +107,7 @@ func (e *env) listen(ctx context.Context, f listenFlags) error {
 	if err != nil {
 		return err
 	}
-	defer e.closeHost(h)
+	defer func() { err = cmp.Or(err, e.closeHost(ctx, h)) }()
 	l, err := h.Listen(k, session.ListenConfig{Admit: func(c session.Caller) error {
 		if !admits(c.Key) {
 			return fmt.Errorf("%s is not allowed", c.Key.Short())

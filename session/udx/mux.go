@@ -1,12 +1,15 @@
 package udx
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 )
@@ -60,6 +63,28 @@ func (m *Mux) Close() error {
 		s.Reset(net.ErrClosed)
 	}
 	m.wg.Wait()
+	return nil
+}
+
+// Drain waits until the streams on which [Stream.Close] was called have delivered what was written, or failed. It
+// returns ctx's cause if ctx ends first. Streams that are closed later are not waited for.
+func (m *Mux) Drain(ctx context.Context) error {
+	m.mu.RLock()
+	streams := slices.Collect(maps.Values(m.streams))
+	m.mu.RUnlock()
+	for _, s := range streams {
+		s.mu.Lock()
+		closing := s.closing
+		s.mu.Unlock()
+		if !closing {
+			continue
+		}
+		select {
+		case <-s.done:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 	return nil
 }
 
