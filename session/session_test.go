@@ -431,7 +431,8 @@ func TestShutdownDeliversWhatWasWritten(t *testing.T) {
 		ha, hb, _, _ := w.homes()
 		a, b := w.end(ha, keyOf("b")), w.end(hb, keyOf("a"))
 		l := b.listen(t)
-		data := make([]byte, 4<<20)
+		hb.SetLink(lab.Link{Rate: 200 << 10}) // what is buffered takes longer than all the rest of a shutdown
+		data := make([]byte, 2<<20)
 		rand.NewChaCha8([32]byte{1}).Read(data)
 		go func() {
 			c, err := l.Accept()
