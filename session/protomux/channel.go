@@ -8,7 +8,8 @@ import (
 	"math"
 )
 
-// Channel is one channel of a [Mux]. Its methods are safe for concurrent use. It must be closed, also after the peer has.
+// Channel is one channel of a [Mux]. Its methods are safe for concurrent use. It must be closed, also after the
+// peer has.
 type Channel struct {
 	mux *Mux
 	c   *channel
@@ -20,8 +21,8 @@ func (c *Channel) Protocol() string { return c.c.name.protocol }
 // ID returns a copy of what tells the channel from others of the protocol, empty if nothing does.
 func (c *Channel) ID() []byte { return []byte(c.c.name.id) }
 
-// Opened waits until the peer has opened the channel as well, and returns its handshake, which must not be changed. The error is
-// [ErrRejected], [net.ErrClosed] after Close, ctx's cause, or why the Mux is done.
+// Opened waits until the peer has opened the channel as well, and returns its handshake, which must not be changed.
+// The error is [ErrRejected], [net.ErrClosed] after Close, ctx's cause, or why the Mux is done.
 func (c *Channel) Opened(ctx context.Context) (handshake []byte, err error) {
 	m := c.mux
 	m.mu.Lock()
@@ -37,12 +38,12 @@ func (c *Channel) Opened(ctx context.Context) (handshake []byte, err error) {
 	return nil, c.error("open", c.c.err)
 }
 
-// Send sends a message. typ is its number in the protocol, at least 0. payload is not kept. Send waits while much is to be
-// written to the stream; if ctx has ended before, it sends only what needs no waiting. A message that was sent before the
-// peer opened the channel is kept by the peer until it does, and lost if it never does.
+// Send sends a message. typ is its number in the protocol, at least 0. payload is not kept. Send waits while much
+// is to be written to the stream; if ctx has ended before, it sends only what needs no waiting. A message that was
+// sent before the peer opened the channel is kept by the peer until it does, and lost if it never does.
 //
-// The error is [io.EOF] or [ErrRejected] if the peer has closed the channel or not opened it, [net.ErrClosed] after Close, ctx's
-// cause, or why the Mux is done.
+// The error is [io.EOF] or [ErrRejected] if the peer has closed the channel or not opened it, [net.ErrClosed] after
+// Close, ctx's cause, or why the Mux is done.
 func (c *Channel) Send(ctx context.Context, typ int, payload []byte) error {
 	if typ < 0 || typ > math.MaxInt32 {
 		return c.error("send", fmt.Errorf("message number %d", typ))
@@ -68,8 +69,9 @@ func (c *Channel) Send(ctx context.Context, typ int, payload []byte) error {
 // Receive returns the next message, and waits if there is none: its number in the protocol, which may be one that
 // the protocol does not have and should be ignored then, and its payload, which belongs to the caller.
 //
-// Once all is received, the error is [io.EOF] if the peer has closed the channel or ended the stream, or why the Mux is done. It
-// is [ErrRejected] if the peer does not open the channel, [net.ErrClosed] after Close, or ctx's cause.
+// Once all is received, the error is [io.EOF] if the peer has closed the channel or ended the stream, or why the
+// Mux is done. It is [ErrRejected] if the peer does not open the channel, [net.ErrClosed] after Close, or ctx's
+// cause.
 func (c *Channel) Receive(ctx context.Context) (typ int, payload []byte, err error) {
 	m := c.mux
 	m.mu.Lock()
@@ -91,8 +93,8 @@ func (c *Channel) Receive(ctx context.Context) (typ int, payload []byte, err err
 }
 
 // Close closes the channel, tells the peer unless that has closed it, and drops what has not been received. It does not
-// wait. It returns nil.
-func (c *Channel) Close() error {
+// wait.
+func (c *Channel) Close() {
 	m := c.mux
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -100,7 +102,6 @@ func (c *Channel) Close() error {
 	if m.err == nil {
 		m.writeLocked()
 	}
-	return nil
 }
 
 func (c *Channel) error(op string, err error) error {
@@ -120,8 +121,8 @@ func (o *Offer) ID() []byte { return []byte(o.c.name.id) }
 // Handshake returns the peer's handshake. It must not be changed.
 func (o *Offer) Handshake() []byte { return o.c.handshake }
 
-// Accept opens the channel, with a handshake of our own of at most 64 KiB, and does not wait. The error is [io.EOF] if the
-// peer has closed it, or why the Mux is done; it is an error to accept what was accepted or rejected before.
+// Accept opens the channel, with a handshake of our own of at most 64 KiB, and does not wait. The error is [io.EOF]
+// if the peer has closed it, or why the Mux is done; it is an error to accept what was accepted or rejected before.
 func (o *Offer) Accept(handshake []byte) (*Channel, error) {
 	if len(handshake) > maxHandshake {
 		return nil, fmt.Errorf("protomux: accept %q: handshake of %d bytes", o.c.name.protocol, len(handshake))

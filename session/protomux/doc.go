@@ -25,8 +25,8 @@
 //
 // # What a peer may cause
 //
-// A frame that breaks the protocol ends the stream. The number of channels is bounded, and so are the bytes that wait to be
-// received: beyond, the Mux reads no further until some are taken, and all channels wait.
+// A frame that breaks the protocol ends the stream. The number of channels is bounded, and so are the bytes that
+// wait to be received: beyond, the Mux reads no further until some are taken, and all channels wait.
 //
 // # Limitations
 //

@@ -16,7 +16,6 @@ type talk struct {
 	t    testing.TB
 	ends map[string]*machine
 	wire []string // "a 0001…"
-	lost bool     // the stream was broken by a frame that was refused
 }
 
 func newTalk(t testing.TB, protocols ...string) *talk {
@@ -113,7 +112,7 @@ func TestConversationsAreThoseOfTheReference(t *testing.T) {
 			k.settle()
 			k.want("a", a, stateClosed, "")
 			k.want("b", b, stateClosed, "")
-			if a.err != ErrRejected || b.err != ErrRejected { //nolint:errorlint // as set
+			if a.err != ErrRejected || b.err != ErrRejected {
 				k.t.Errorf("errors %v and %v, want ErrRejected", a.err, b.err)
 			}
 		},
@@ -285,8 +284,8 @@ func TestChannelsAreLimited(t *testing.T) {
 	}
 }
 
-// FuzzTalk lets two machines talk, as the input says: what the programs do, and when the network delivers. Neither may ever
-// refuse the other's frames, and in the end both must agree.
+// FuzzTalk lets two machines talk, as the input says: what the programs do, and when the network delivers. Neither
+// may ever refuse the other's frames, and in the end both must agree.
 func FuzzTalk(f *testing.F) {
 	f.Add([]byte("\x00\x01\x08\x09\x02\x03\x04\x05"))
 	rng := rand.New(rand.NewPCG(1, 2))

@@ -96,23 +96,26 @@ func (m *Mux) Close() error {
 // fail ends the Mux, unless it has ended.
 func (m *Mux) fail(err error) error {
 	m.mu.Lock()
-	if m.err != nil {
-		m.mu.Unlock()
+	first := m.err == nil
+	if first {
+		m.err = err
+		m.state.shut(err)
+		m.written.wake()
+		close(m.done)
+	}
+	m.mu.Unlock()
+	if !first {
 		return nil
 	}
-	m.err = err
-	m.state.shut(err)
-	m.written.wake()
-	close(m.done)
-	m.mu.Unlock()
 	return m.conn.Close()
 }
 
 // Open opens a channel of a protocol, which is named by at most 255 bytes. id tells several channels of one protocol
 // apart; nil and an empty one are the same. handshake is for the peer's program, at most 64 KiB. Nothing is kept.
 //
-// Open does not wait. The channel may be sent on at once; [Channel.Opened] tells when the peer has opened it too. If the peer has
-// opened such a channel already, that is the one. The error is [ErrTooMany], or why the Mux is done.
+// Open does not wait. The channel may be sent on at once; [Channel.Opened] tells when the peer has opened it too.
+// If the peer has opened such a channel already, that is the one. The error is [ErrTooMany], or why the Mux is
+// done.
 func (m *Mux) Open(protocol string, id, handshake []byte) (*Channel, error) {
 	n := name{protocol, string(id)}
 	err := n.check()
@@ -135,8 +138,8 @@ func (m *Mux) Open(protocol string, id, handshake []byte) (*Channel, error) {
 	return &Channel{m, c}, nil
 }
 
-// Accept waits for the peer to open a channel of one of Config.Protocols that no call of Open has waited for, and takes it.
-// Each is taken once. The error is ctx's cause, or why the Mux is done.
+// Accept waits for the peer to open a channel of one of Config.Protocols that no call of Open has waited for, and
+// takes it. Each is taken once. The error is ctx's cause, or why the Mux is done.
 func (m *Mux) Accept(ctx context.Context, protocol string) (*Offer, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

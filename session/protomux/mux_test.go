@@ -427,7 +427,9 @@ func (e *end) write(t *testing.T, b []byte) error {
 }
 
 func TestOpenChecksItsArguments(t *testing.T) {
-	a, _ := muxes(t, Config{MaxChannels: 1})
+	mine, _ := stream(4) // nobody answers
+	a := New(mine, Config{MaxChannels: 1})
+	defer a.Close()
 	for _, tc := range []struct {
 		name          string
 		protocol      string

@@ -43,8 +43,8 @@ type request struct {
 	err       error
 }
 
-// NewClient begins to talk to the relay at the other end of mux. local is our public key on that connection. It does not
-// wait for the relay. The Client must be closed; it does not close mux.
+// NewClient begins to talk to the relay at the other end of mux. local is our public key on that connection. It
+// does not wait for the relay. The Client must be closed; it does not close mux.
 func NewClient(mux *protomux.Mux, local key.Public) (*Client, error) {
 	ch, err := mux.Open(Protocol, local[:], nil)
 	if err != nil {
@@ -81,10 +81,10 @@ func (c *Client) Close() error {
 	return nil
 }
 
-// Pair waits until a peer has given the same token, in the opposite role, to the same relay. local is the id of our UDX stream, and the
-// result the one that it must send to: over the socket and to the address of the control connection. If ctx ends before,
-// the relay is told to forget the token; it does so anyhow some time later. The error is [ErrPairing], [ErrCancelled], ctx's
-// cause, or why the client is done.
+// Pair waits until a peer has given the same token, in the opposite role, to the same relay. local is the id of our
+// UDX stream, and the result the one that it must send to: over the socket and to the address of the control
+// connection. If ctx ends before, the relay is told to forget the token; it does so anyhow some time later. The
+// error is [ErrPairing], [ErrCancelled], ctx's cause, or why the client is done.
 func (c *Client) Pair(ctx context.Context, initiator bool, token Token, local udx.ID) (udx.ID, error) {
 	id, err := c.pair(ctx, initiator, token, local)
 	if err != nil {
@@ -203,9 +203,10 @@ func (c *Client) finish(err error) {
 // knockEvery is the time between heartbeats.
 const knockEvery = 100 * time.Millisecond
 
-// Knock sends heartbeats on a stream that was just connected to a relay, one at once and one every 100 ms, until ctx ends. The relay
-// learns by them where we are; until it has, relays other than ours drop what the peer sends us. The caller ends ctx once
-// it has heard the peer. The error is Heartbeat's, or nil.
+// Knock sends heartbeats on a stream that was just connected to a relay, one at once and one every 100 ms, until
+// ctx ends. The relay learns by them where we are; until it has, relays other than ours drop what the peer sends
+// us. stream is a *udx.Stream or a [Path]. The caller ends ctx once it has heard the peer. The error is
+// Heartbeat's, or nil.
 func Knock(ctx context.Context, stream interface{ Heartbeat() error }) error {
 	ticker := time.NewTicker(knockEvery)
 	defer ticker.Stop()

@@ -114,7 +114,7 @@ func (p *plain) Send(b []byte, to netip.AddrPort) error { return p.s.Send(b, to)
 type ids struct {
 	mu   sync.Mutex
 	next udx.ID
-	held []udx.ID
+	held map[udx.ID]bool
 	err  error
 }
 
@@ -126,15 +126,14 @@ func (i *ids) reserve() (udx.ID, func(), error) {
 	}
 	id := i.next
 	i.next++
-	i.held = append(i.held, id)
+	i.held[id] = true
 	return id, func() {
 		i.mu.Lock()
 		defer i.mu.Unlock()
-		at := slices.Index(i.held, id)
-		if at < 0 {
+		if !i.held[id] {
 			panic("a stream id was given back twice")
 		}
-		i.held = slices.Delete(i.held, at, at+1)
+		delete(i.held, id)
 	}, nil
 }
 
@@ -156,7 +155,7 @@ type testRelay struct {
 }
 
 func newTestRelay(t *testing.T, cfg Config) *testRelay {
-	r := &testRelay{t: t, sock: &sink{}, ids: &ids{next: 1000}}
+	r := &testRelay{t: t, sock: &sink{}, ids: &ids{next: 1000, held: make(map[udx.ID]bool)}}
 	cfg.Reserve = r.ids.reserve
 	r.Server = NewServer(cfg)
 	t.Cleanup(func() { r.Server.Close() })

@@ -11,8 +11,8 @@ import (
 	"omegatun/session/udx"
 )
 
-// Protocol is the name of the protomux protocol. It belongs into protomux.Config.Protocols on both sides: either may open the
-// channel first.
+// Protocol is the name of the protomux protocol. It belongs into protomux.Config.Protocols on both sides: either
+// may open the channel first.
 const Protocol = "blind-relay"
 
 // The numbers of the messages.

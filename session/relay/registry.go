@@ -76,8 +76,8 @@ func (r *registry) leave(s *session) []*link {
 	return links
 }
 
-// pair handles a pair of s at now. It returns the meeting if that is complete: it is forgotten then, a link is counted, and
-// the caller calls link or unlink.
+// pair handles a pair of s at now. It returns the meeting if that is complete: it is forgotten then, a link is
+// counted, and the caller calls link or unlink.
 func (r *registry) pair(s *session, p pair, now time.Time) (*meeting, error) {
 	m := r.meetings[p.token]
 	i := 0

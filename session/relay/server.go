@@ -32,8 +32,9 @@ const (
 
 // Config is the configuration of a [Server]. The zero value works.
 type Config struct {
-	// Reserve takes a stream id that is in use nowhere on this host, and returns what gives it back. Default: ids are drawn
-	// at random, and may, with luck of one in four thousand million for each pair of streams, be those of other streams.
+	// Reserve takes a stream id that is in use nowhere on this host, and returns what gives it back. Default: ids
+	// are drawn at random, and may, with luck of one in four thousand million for each pair of streams, be those of
+	// other streams.
 	Reserve func() (id udx.ID, release func(), err error)
 
 	// WaitingPerKey is how many tokens of one client may wait for their other half. Default: 16.
@@ -42,8 +43,8 @@ type Config struct {
 	LinksPerKey int
 	// Links is how many links there may be in all. Default: 4096.
 	Links int
-	// Rate is how many bytes a second of each client are forwarded, over all of its links; what exceeds it is dropped. A
-	// quarter of a second's worth, and at least 64 KiB, may come at once. Default: no limit.
+	// Rate is how many bytes a second of each client are forwarded, over all of its links; what exceeds it is
+	// dropped. A quarter of a second's worth, and at least 64 KiB, may come at once. Default: no limit.
 	Rate int
 	// PairTimeout is how long a token waits. Default: 20 s; clients wait for 15 s.
 	PairTimeout time.Duration
@@ -65,7 +66,7 @@ type Server struct {
 	cancel  context.CancelCauseFunc
 	wg      sync.WaitGroup // the sweeper, and calls of Serve
 
-	mu        sync.Mutex // guards the fields below, and the fields of sessions that say so; never held with table.mu or link.mu
+	mu        sync.Mutex // guards the fields below, and those of sessions that say so; never held with another lock
 	registry  registry
 	cancelled uint64 // tokens that nobody answered
 	paired    uint64
@@ -127,7 +128,8 @@ func randomID() (udx.ID, func(), error) {
 	return udx.ID(binary.LittleEndian.Uint32(b[:])), func() {}, nil
 }
 
-// Close ends all links and all calls of Serve, and waits for them. It returns nil. The control connections are left open.
+// Close ends all links and all calls of Serve, and waits for them. It returns nil. The control connections are left
+// open.
 func (s *Server) Close() error {
 	s.mu.Lock()
 	s.closed = true
@@ -137,9 +139,9 @@ func (s *Server) Close() error {
 	return nil
 }
 
-// Serve pairs what the client at the other end of mux asks for. It returns when the client closes the channel, which is no error, when mux is
-// done, when ctx ends, or when the client breaks the protocol or is refused; whatever was paired for it ends then. It
-// does not close mux, on which other protocols may run.
+// Serve pairs what the client at the other end of mux asks for. It returns when the client closes the channel,
+// which is no error, when mux is done, when ctx ends, or when the client breaks the protocol or is refused;
+// whatever was paired for it ends then. It does not close mux, on which other protocols may run.
 func (s *Server) Serve(ctx context.Context, mux *protomux.Mux, control Control) error {
 	err := s.serve(ctx, mux, control)
 	if err == nil || errors.Is(err, io.EOF) {
@@ -172,6 +174,9 @@ func (s *Server) serve(ctx context.Context, mux *protomux.Mux, control Control) 
 
 	for {
 		typ, b, err := ch.Receive(ctx)
+		if ctx.Err() != nil { // also while there is more to receive
+			err = context.Cause(ctx)
+		}
 		if err != nil {
 			return err
 		}
@@ -250,7 +255,7 @@ func (s *Server) connect(m *meeting) {
 		e := &l.sides[i]
 		answer := pair{initiator: i == 1, token: l.token, stream: e.id}
 		if err := e.owner.ch.Send(s.now, messagePair, answer.append(nil)); err != nil {
-			e.owner.cancel(err) // it is gone, or does not read what it asks for
+			e.owner.cancel(fmt.Errorf("answer not taken: %w", err)) // it is gone, or does not read what it asks for
 		}
 	}
 }
@@ -337,8 +342,8 @@ type Stats struct {
 	Expired uint64 // tokens that nobody answered in time
 
 	Packets, Bytes uint64 // forwarded, IP and UDP headers not counted
-	// Packets dropped: from elsewhere than the client's address and socket; beyond the rate; before the other client was
-	// heard, when enough were kept.
+	// Packets dropped: from elsewhere than the client's address and socket; beyond the rate; before the other
+	// client was heard, when enough were kept.
 	Foreign, Limited, Undelivered uint64
 }
 

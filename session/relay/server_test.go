@@ -473,6 +473,7 @@ func TestClientIgnoresWhatItDidNotAsk(t *testing.T) {
 			id, _ := c.Pair(t.Context(), true, token, 1)
 			result <- id
 		}()
+		synctest.Wait()
 		for _, p := range []pair{
 			{initiator: false, token: token, stream: 66},
 			{initiator: true, token: NewToken(), stream: 67},

@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	maxEarly      = 8          // packets kept for a client that has not been heard
-	maxEarlyBytes = 12 << 10   // bytes of them
+	maxEarly      = 12         // packets kept for a client that has not been heard
+	maxEarlyBytes = 16 << 10   // bytes of them
 	maxRun        = 64         // datagrams that are sent together
 	idOffset      = 4          // of the stream id in a packet
 	flagsOffset   = 2          // of the flags
@@ -165,9 +165,9 @@ type Batch struct {
 // NewBatch returns an empty Batch for a goroutine that receives. It needs not be closed.
 func (s *Server) NewBatch() *Batch { return &Batch{server: s, run: make([][]byte, 0, maxRun)} }
 
-// Add handles a datagram that arrived on a socket. It reports whether it was for a link: then nobody else should look at it, and it must
-// stay as it is until Flush. Its stream id is changed. Add may send earlier datagrams, and waits while a socket is
-// full. It does not allocate, except for the first few packets of a link.
+// Add handles a datagram that arrived on a socket. It reports whether it was for a link: then nobody else should
+// look at it, and it must stay as it is until Flush. Its stream id is changed. Add may send earlier datagrams, and
+// waits while a socket is full. It does not allocate, except for the first few packets of a link.
 func (k *Batch) Add(s udx.Socket, b []byte, from netip.AddrPort) bool {
 	t := &k.server.table
 	e := t.find(b)
