@@ -63,13 +63,14 @@ const (
 
 func (p *announcer) current() []announceRelay { return p.cycles[2] }
 
-// look starts a cycle. It returns the nodes to start looking from.
+// look starts a cycle. It returns the nodes to start looking from, besides others: those that were the closest may
+// have been lying.
 func (p *announcer) look() []contact {
 	p.state = announceLooking
 	p.cycles = [3][]announceRelay{p.cycles[1], p.cycles[2], nil}
 	p.again, p.rounds, p.pings = false, 0, 0
 	p.cycle++
-	return p.closest
+	return p.closest[:min(len(p.closest), bucketSize/2)]
 }
 
 // found takes in the nodes closest to the key, nearest first.

@@ -81,12 +81,18 @@ func (l *lookup) begin(now time.Time) {
 	l.run(now)
 }
 
-// addTable adds the closest nodes that we know, if there is room for them, and the bootstrap nodes if there is
-// room still.
+// addTable adds nodes that we know, if there is room for them, and the bootstrap nodes if there is room still. Half
+// are the closest, half any: those that named each other as the closest may all be lying.
 func (l *lookup) addTable(now time.Time) {
 	if l.room() > 0 {
 		l.usedTable = true
-		known := l.n.table.closest(l.target, l.room())
+		room := l.room()
+		known := l.n.table.closest(l.target, room)
+		if len(known) == room && l.n.table.n > room {
+			for i := room / 2; i < room; i++ {
+				known[i] = l.n.table.random()
+			}
+		}
 		nodes := make([]contact, len(known))
 		for i, m := range known {
 			nodes[i] = contact{id: m.id, addr: m.addr}
@@ -106,14 +112,14 @@ func (l *lookup) addBootstraps(now time.Time) {
 	l.usedNodes = true
 	for _, h := range l.n.bootstraps {
 		if h.ip.IsValid() {
-			l.add(contactAt(netip.AddrPortFrom(h.ip, h.port)), netip.AddrPort{})
+			l.start([]contact{contactAt(netip.AddrPortFrom(h.ip, h.port))})
 		} else {
 			l.addByName(now, h)
 		}
 	}
 	if l.n.table.n == 0 { // we were cut off; perhaps we are no more
 		for _, a := range l.n.former {
-			l.add(contactAt(a), netip.AddrPort{})
+			l.start([]contact{contactAt(a)})
 		}
 	}
 }
@@ -123,7 +129,7 @@ func (l *lookup) addByName(now time.Time, h bootstrapHost) {
 	l.n.resolve(now, h.name, func(now time.Time, ip netip.Addr) {
 		l.waiting--
 		if ip.IsValid() {
-			l.add(contactAt(netip.AddrPortFrom(ip, h.port)), netip.AddrPort{})
+			l.start([]contact{contactAt(netip.AddrPortFrom(ip, h.port))})
 		}
 		l.run(now)
 	})

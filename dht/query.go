@@ -10,6 +10,7 @@ import (
 const (
 	queryConcurrency      = 10
 	backgroundConcurrency = 2
+	pathWidth             = 2    // nodes that a path goes on to
 	reuseConcurrency      = 3    // while waiting for the first of many nodes known to be close
 	queryMaxSeen          = 4096 // addresses a query keeps track of: lies of others end there
 )
@@ -39,6 +40,10 @@ type found struct {
 //	pending ──next──▶ asked ──replied / failed──▶ done
 //	                    └──slow──▶ asked, not waited for once 20 closest are known
 //
+// Nodes that are farther than the closest known so far are not asked, except those on the paths: a path leads from
+// each node that the query started from to the two nearest that it named, and so on. So liars that name nothing but
+// each other cannot cut the query off from what honest nodes know: they would have to be on every path.
+//
 // Few of the closest may share a host or a network, see [hostLimit]; so someone with many addresses in a few
 // networks cannot hide all others from it.
 //
@@ -48,11 +53,13 @@ type query struct {
 	own         key.Target // our id, which is not asked
 	concurrency int
 
-	pending []contact // a stack
+	pending []contact // in no order
+	detours []contact // on paths, to be asked when nothing else is pending
 	seen    map[netip.AddrPort]*visit
 	closest []found // nearest first, at most bucketSize
 	surplus []found // answered, but too many of one host or network; nearest first, as many
 
+	roots             int // nodes it started from
 	inflight, slow    int
 	successes, errors int
 	usedTable         bool // the routing table was asked for a start
@@ -63,11 +70,16 @@ type query struct {
 // visit is what a query knows of an address.
 type visit struct {
 	contact
-	place place
-	hops  int
-	state visitState
-	slow  bool
-	refs  []netip.AddrPort // who mentioned it
+	place  place
+	hops   int
+	state  visitState
+	queued bool // pending, or a detour
+	asked  bool
+	root   bool      // the query started from it
+	path   bool      // asked even if others are closer
+	next   []contact // of those it named the nearest to the target, if they are nearer than itself
+	slow   bool
+	refs   []netip.AddrPort // who mentioned it
 }
 
 type visitState uint8
@@ -82,10 +94,51 @@ func newQuery(target, own key.Target, concurrency int) *query {
 	return &query{target: target, own: own, concurrency: concurrency, seen: make(map[netip.AddrPort]*visit)}
 }
 
-// start adds nodes to start from, the most promising first.
+// start adds nodes to start from.
 func (q *query) start(nodes []contact) {
-	for _, c := range slices.Backward(nodes) {
+	for _, c := range nodes {
 		q.add(c, netip.AddrPort{})
+		if v := q.seen[c.addr]; v != nil && !v.root {
+			v.root, v.path = true, true
+			q.roots++
+		}
+	}
+}
+
+// width returns to how many nodes paths go on from v. From a few nodes to start from there are many, so that no one
+// of them, nor of those it names, decides what the query sees.
+func (q *query) width(v *visit) int {
+	if v.root {
+		return max(pathWidth, bucketSize/q.roots)
+	}
+	return pathWidth
+}
+
+// follow has the paths that lead to v go on from there.
+func (q *query) follow(v *visit) {
+	if v == nil || !v.path {
+		return
+	}
+	for _, c := range v.next {
+		w := q.seen[c.addr]
+		switch {
+		case w == nil:
+			if len(q.seen) >= queryMaxSeen {
+				return
+			}
+			w = &visit{contact: c, place: placeOf(c.addr.Addr()), hops: v.hops + 1, refs: []netip.AddrPort{v.addr}}
+			q.seen[c.addr] = w
+		case w.path:
+			continue
+		}
+		w.path = true
+		switch {
+		case w.asked:
+			q.follow(w) // each once, so it ends
+		case !w.queued:
+			w.queued = true
+			q.detours = append(q.detours, c)
+		}
 	}
 }
 
@@ -110,7 +163,7 @@ func (q *query) add(c contact, ref netip.AddrPort) (closer, down bool) {
 	if !closer || len(q.seen) >= queryMaxSeen {
 		return closer, false
 	}
-	v := &visit{contact: c, place: placeOf(c.addr.Addr())}
+	v := &visit{contact: c, place: placeOf(c.addr.Addr()), queued: true}
 	if ref.IsValid() {
 		v.refs = append(v.refs, ref)
 		if by := q.seen[ref]; by != nil {
@@ -122,16 +175,35 @@ func (q *query) add(c contact, ref netip.AddrPort) (closer, down bool) {
 	return true, false
 }
 
+// pop takes out the nearest node that is pending, or a detour if there is none.
+func (q *query) pop() contact {
+	from, best := &q.pending, 0
+	if len(q.pending) == 0 {
+		from = &q.detours
+	}
+	for i, c := range *from {
+		if closerTo(q.target, c.id, (*from)[best].id) {
+			best = i
+		}
+	}
+	c, last := (*from)[best], len(*from)-1
+	(*from)[best] = (*from)[last]
+	*from = (*from)[:last]
+	return c
+}
+
 // next returns a node to ask now; false if there is none, or enough are being asked.
 func (q *query) next() (contact, bool) {
 	limit := q.concurrency
 	if q.slowdown {
 		limit = reuseConcurrency
 	}
-	for q.inflight < limit+q.slow && len(q.pending) > 0 {
-		c := q.pending[len(q.pending)-1]
-		q.pending = q.pending[:len(q.pending)-1]
-		if q.isCloser(c.id) && !q.enoughOf(c) {
+	for q.inflight < limit+q.slow && len(q.pending)+len(q.detours) > 0 {
+		c := q.pop()
+		v := q.seen[c.addr]
+		v.queued = false
+		if !v.asked && (v.path || q.isCloser(c.id) && !q.enoughOf(c)) {
+			v.asked = true
 			q.inflight++
 			return c, true
 		}
@@ -145,13 +217,13 @@ func (q *query) next() (contact, bool) {
 // replied reports the answer r of the node at addr. It returns which of the nodes named in it are known to be
 // down, for a hint to the one that answered.
 func (q *query) replied(addr netip.AddrPort, r *response, filter func(netip.AddrPort) bool) (down []netip.AddrPort) {
-	q.ended(addr, visitDone)
+	v := q.ended(addr, visitDone)
 	if r.code == 0 {
 		q.successes++
 		if r.id.set && q.isCloser(r.id.v) {
 			f := found{contact: contact{id: r.id.v, addr: addr}, to: r.to, token: r.token, value: r.value}
 			f.place = placeOf(addr.Addr())
-			if v := q.seen[addr]; v != nil {
+			if v != nil {
 				f.hops = v.hops
 			}
 			q.insert(f)
@@ -159,19 +231,25 @@ func (q *query) replied(addr netip.AddrPort, r *response, filter func(netip.Addr
 	} else {
 		q.errors++
 	}
+	adding := true
 	for _, a := range r.closer[:min(len(r.closer), bucketSize)] {
 		c := contactAt(a)
 		if c.id == q.own || !usable(a) || !filter(a) {
 			continue
 		}
+		if v != nil && (v.root || closerTo(q.target, c.id, v.id)) && len(v.next) < q.width(v) {
+			v.next = append(v.next, c)
+		}
+		if !adding {
+			break
+		}
 		closer, isDown := q.add(c, addr)
 		if isDown {
 			down = append(down, a)
 		}
-		if !closer {
-			break // the list is sorted, or nearly
-		}
+		adding = closer // the list is sorted, or nearly
 	}
+	q.follow(v)
 	if !q.usedTable && q.successes+q.errors >= q.concurrency {
 		q.slowdown = false
 	}
@@ -283,12 +361,15 @@ func (q *query) result() []found {
 
 // idle reports whether nothing is left to ask or worth waiting for.
 func (q *query) idle() bool {
-	return len(q.pending) == 0 && q.waiting == 0 &&
+	return q.exhausted() &&
 		(q.inflight == 0 || q.slow == q.inflight && len(q.closest) >= bucketSize)
 }
 
 // stalled reports whether only nodes that did not answer in time keep the query from its end.
-func (q *query) stalled() bool { return len(q.pending) == 0 && q.waiting == 0 && q.slow == q.inflight }
+func (q *query) stalled() bool { return q.exhausted() && q.slow == q.inflight }
+
+// exhausted reports whether nobody is left to ask.
+func (q *query) exhausted() bool { return len(q.pending) == 0 && len(q.detours) == 0 && q.waiting == 0 }
 
 // needsTable reports whether an idle query learnt too little from the nodes that it was given, and should go on
 // from the routing table.

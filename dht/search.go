@@ -19,6 +19,7 @@ type Contact struct {
 type QueryStats struct {
 	Requests int // nodes asked
 	Answers  int // of these, how many answered
+	Found    int // of these, how many had what was looked for
 	// Hops is how many nodes, one naming the next, led to the closest one found. The first were known: 0.
 	Hops int
 }
@@ -41,6 +42,7 @@ type Query[T any] struct {
 	calls    []*call // that store
 	ready    []T     // answers not handed out yet
 	answered bool    // anyone has
+	found    int     // answers that parsed
 	over     bool
 	closest  []found
 	stored   Stored
@@ -57,6 +59,7 @@ func startQuery[T any](
 		q.answered = true
 		if r, ok := q.parse(f); ok {
 			q.ready = append(q.ready, r)
+			q.found++
 			q.wake()
 		}
 	}
@@ -248,7 +251,7 @@ func (q *Query[T]) Stored() Stored {
 func (q *Query[T]) Stats() QueryStats {
 	q.n.mu.Lock()
 	defer q.n.mu.Unlock()
-	s := QueryStats{Requests: q.lookup.asked, Answers: q.lookup.answered}
+	s := QueryStats{Requests: q.lookup.asked, Answers: q.lookup.answered, Found: q.found}
 	if len(q.lookup.closest) > 0 {
 		s.Hops = q.lookup.closest[0].hops
 	}
