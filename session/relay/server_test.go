@@ -353,21 +353,28 @@ func TestClientThatDoesNotReadIsLeft(t *testing.T) {
 		a := r.client(1)
 		deaf, done := r.serve(keyOf(2), netip.Addr{})
 		deaf.WriteMessage(unhex(t, "0001010b"+fmt.Sprintf("%x", Protocol)+"20"+strings.Repeat("02", 32)))
-		go func() {
-			for i := range 1 << 20 {
-				token := Token{byte(i), byte(i >> 8), byte(i >> 16)}
-				if err := a.ch.Send(t.Context(), messagePair, pair{initiator: true, token: token, stream: 1}.append(nil)); err != nil {
-					return
-				}
-				select {
-				case deaf.out.messages <- append([]byte{1, 0}, pair{token: token, stream: 1}.append(nil)...):
-				case <-deaf.in.ended:
-					return
-				}
+		for i := 0; len(done) == 0; i++ { // both ask for the same tokens; a reads the answers
+			if i == 1<<20 {
+				t.Fatal("still served")
 			}
-		}()
+			p := pair{token: Token{byte(i), byte(i >> 8), byte(i >> 16)}, stream: 1}
+			select {
+			case deaf.out.messages <- append([]byte{1, 0}, p.append(nil)...):
+			case <-deaf.in.ended:
+			}
+			p.initiator = true
+			if err := a.ch.Send(t.Context(), messagePair, p.append(nil)); err != nil {
+				t.Fatal(err)
+			}
+			if i%100 == 0 {
+				synctest.Wait()
+			}
+		}
 		if err := <-done; !errors.Is(err, context.Canceled) {
 			t.Errorf("Serve: %v, want that it gave up", err)
+		}
+		if st := r.Stats(); st.Clients != 1 {
+			t.Errorf("%d clients are served, want the one that reads", st.Clients)
 		}
 		a.Close()
 		synctest.Wait()
