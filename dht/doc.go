@@ -35,7 +35,7 @@
 // format leaves no choice in two cases. The id of a member makes the answer to an 11-byte PING 42 bytes long. And
 // the records and values asked for by LOOKUP, MUTABLE_GET and IMMUTABLE_GET cannot be sent in parts: what they
 // exceed the limit by is bounded per host, to 32 KiB a second and 256 KiB at once. Forwarded messages grow by at
-// most 12 bytes, and are bounded per host, too. Our own queries are padded, so that they can be answered in full.
+// most 44 bytes, two addresses and our id, and are bounded per host, too. Our own queries are padded, so that they can be answered in full.
 //
 // All requests are bounded per host: to 2,000 a second, of which those that store count tenfold. And in the public
 // network nothing goes to an address that is not public because a stranger named it; see [Config.Private].
