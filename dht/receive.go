@@ -180,8 +180,10 @@ func (n *Node) respond(now time.Time, in *incoming, r response, parts replyParts
 		if !in.verified { // a count and six bytes a node
 			limit = min(limit, (maxAmplification*in.size-size-1)/6)
 		}
-		for _, m := range n.table.closest(in.target.v, max(0, limit)) {
-			r.closer = append(r.closer, m.addr)
+		closest := n.table.closest(in.target.v, max(0, limit))
+		r.closer = make([]netip.AddrPort, len(closest))
+		for i, m := range closest {
+			r.closer[i] = m.addr
 		}
 	}
 	if excess := size - maxAmplification*in.size; excess > 0 && !in.verified && r.value != nil {

@@ -42,6 +42,8 @@ type table struct {
 	rows           [][]*node // by prefix length, as far as needed; each sorted by id
 	n              int
 	oldest, latest *node
+
+	found, chosen []*node // closest works here, so that it need not allocate
 }
 
 func newTable(own key.Target) *table { return &table{own: own} }
@@ -183,13 +185,14 @@ func (t *table) unlink(n *node) {
 }
 
 // closest returns up to limit nodes in the order of their distance from target, nearest first. If it knows more
-// nodes than that, those of crowded hosts and networks are left out, see [hostLimit].
+// nodes than that, those of crowded hosts and networks are left out, see [hostLimit]. The result is valid until the
+// next call.
 //
 // Nodes that share more bits with target than we do are in target's own row. All rows beyond that are equally
 // far in their first differing bit, then come the shorter prefixes one by one. So few nodes are sorted.
 func (t *table) closest(target key.Target, limit int) []*node {
-	found := make([]*node, 0, 2*bucketSize)
-	chosen, rest := make([]*node, 0, bucketSize), []*node(nil)
+	found, chosen, rest := t.found[:0], t.chosen[:0], []*node(nil)
+	defer func() { t.found, t.chosen = found[:0], chosen[:0] }()
 	take := func(rows [][]*node) {
 		from := len(found)
 		for _, r := range rows {
