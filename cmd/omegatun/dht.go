@@ -80,7 +80,7 @@ func (e *env) knownState() (*state.Dir, error) {
 	}
 	dir, err := state.Open(path)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
-		return nil, nil //nolint:nilerr // what it would tell is only who to ask first
+		return nil, nil // what it would tell is only whom to ask first
 	}
 	return dir, err
 }

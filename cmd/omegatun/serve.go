@@ -165,24 +165,21 @@ func (s *server) run(ctx context.Context, all []*service, list portList) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer s.wg.Wait()
 	defer cancel()
-	listeners := make([]*session.Listener, len(all))
-	for i, v := range all {
-		l, err := s.host.Listen(v.key, session.ListenConfig{Admit: func(c session.Caller) error {
-			if !s.admits(c.Key) {
-				return fmt.Errorf("%s is not allowed", c.Key.Short())
-			}
-			return nil
-		}})
+	failed := make(chan error, len(all))
+	var listeners []*session.Listener
+	for _, v := range all {
+		l, err := s.listen(v.key)
 		if err != nil {
 			return exit.New(exit.Other, "cannot listen: %w", err)
 		}
-		defer l.Close()
-		defer context.AfterFunc(ctx, func() { l.Close() })()
-		listeners[i] = l
+		listeners = append(listeners, l)
+		s.wg.Go(func() { // waits for the announcement to be withdrawn
+			<-ctx.Done()
+			l.Close()
+		})
+		s.wg.Go(func() { failed <- s.accept(ctx, l, v) })
 	}
-	failed := make(chan error, len(all))
-	for i, l := range listeners {
-		s.wg.Go(func() { failed <- s.accept(ctx, l, all[i]) })
+	for _, l := range listeners {
 		if err := l.Announced(ctx); err != nil {
 			return err
 		}
@@ -193,10 +190,11 @@ func (s *server) run(ctx context.Context, all []*service, list portList) error {
 	} else {
 		s.wg.Go(func() { s.replaceList(ctx, list) })
 	}
+	told := all
 	if len(all) > 1 {
-		all = all[1:] // the first is among them, under a key of its own
+		told = all[1:] // the first is among them, under a key of its own
 	}
-	for _, v := range all {
+	for _, v := range told {
 		err := s.env.print(servingEvent{
 			Schema: control.Schema, Event: "serving", Port: v.target.port, Address: v.target.String(), Key: v.key.Public(),
 		}, fmt.Sprintf("serving %d %s\n", v.target.port, v.key.Public()))
@@ -205,6 +203,16 @@ func (s *server) run(ctx context.Context, all []*service, list portList) error {
 		}
 	}
 	return <-failed // the first to end, when ctx does
+}
+
+// listen announces a key, for those who are admitted.
+func (s *server) listen(k key.Private) (*session.Listener, error) {
+	return s.host.Listen(k, session.ListenConfig{Admit: func(c session.Caller) error {
+		if !s.admits(c.Key) {
+			return fmt.Errorf("%s is not allowed", c.Key.Short())
+		}
+		return nil
+	}})
 }
 
 type servingEvent struct {
