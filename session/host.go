@@ -88,6 +88,7 @@ type Host struct {
 	listeners []*Listener
 	sinks     map[Socket]*probeSink           // of the sockets of punching attempts
 	relays    map[key.Public][]netip.AddrPort // nodes that led to a key before
+	announced Announced                       // what peers are told
 	closed    bool
 }
 
@@ -193,6 +194,7 @@ func (h *Host) NetworkChanged() {
 	for _, l := range listeners {
 		l.Refresh()
 	}
+	h.announceChanges()
 	now := time.Now()
 	h.eachLink(func(l *link) { l.check(now) })
 	for _, p := range h.Peers() {
@@ -269,7 +271,7 @@ type DialConfig struct {
 
 // offer is the tunnel offer for a link.
 func (h *Host) offer(index uint32) tunnel.Offer {
-	return tunnel.Offer{Index: index, Suites: h.cfg.Suites}
+	return tunnel.Offer{Index: index, Suites: h.cfg.Suites, Features: tunnel.FeaturePostQuantum}
 }
 
 func (h *Host) avoid(a netip.Addr) bool { return h.cfg.Avoid != nil && h.cfg.Avoid(a) }
@@ -282,8 +284,8 @@ func (h *Host) event(e PeerEvent) {
 
 // eachLink calls f for every link that has a tunnel.
 func (h *Host) eachLink(f func(*link)) {
-	h.links.Range(func(_, v any) bool {
-		if l := v.(*link); l != nil { // else an index that is only reserved
+	h.links.Range(func(k, v any) bool {
+		if l := v.(*link); l != nil && l.index == k { // else only reserved, or a later index of the same link
 			f(l)
 		}
 		return true
@@ -317,6 +319,20 @@ func (h *Host) linkLost(l *link) {
 	wanted := p.wanted
 	p.mu.Unlock()
 	if wanted {
+		p.dial()
+	}
+}
+
+// renew starts a new connection beside one that works, but not for much longer.
+func (h *Host) renew(l *link) {
+	p := l.peer.Load()
+	if p == nil || p.cur.Load() != l {
+		return
+	}
+	p.mu.Lock()
+	needed := !p.dialing && (p.wanted || l.busy(time.Now()))
+	p.mu.Unlock()
+	if needed {
 		p.dial()
 	}
 }

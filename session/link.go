@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"omegatun/dht/compact"
 	"omegatun/dht/key"
 	"omegatun/punch"
 	"omegatun/session/noise"
@@ -31,11 +32,13 @@ const (
 	probeEvery    = 3 * time.Second // on a path with traffic
 	hurryEvery    = 1 * time.Second // once a probe has not been answered
 	deadAfter     = 6500 * time.Millisecond
-	deadBeside    = 1500 * time.Millisecond // the same where another link to the peer works
+	deadSoon      = 1500 * time.Millisecond // the same where another link works, or the network has changed
 	keepAlive     = 25 * time.Second        // between probes of an idle path: NAT mappings live 30 s and more
 	trafficWindow = 10 * time.Second        // a path has traffic if data went either way within it
 	streamLinger  = 5 * time.Second         // how long the socket of a stream is kept after it ended
 	giveUpAfter   = 90 * time.Second        // without anything authentic a link is forgotten
+	overdueAfter  = 140 * time.Second       // age of keys at which the initiator makes another link: rekeying has failed
+	overdueMargin = 15 * time.Second        // how much later the responder does
 )
 
 // link is one completed handshake: its keys, its tunnel, its stream, and the paths they use. A link is
@@ -54,8 +57,9 @@ type link struct {
 	began     time.Time // message 1 was sent, or received
 	result    noise.Result
 
-	epoch *tunnel.Epoch // nil: the two did not agree on a tunnel
-	index uint32        // names the tunnel in datagrams to us; 0 without one
+	epoch   *tunnel.Session // nil: the two did not agree on a tunnel
+	index   uint32          // names the tunnel in the first datagrams to us, and the link among all; 0 without one
+	control atomic.Pointer[control]
 
 	stream   *udx.Stream
 	secure   atomic.Pointer[secretstream.Conn] // on top of stream, once it is connected
@@ -72,20 +76,23 @@ type link struct {
 	up   chan struct{} // closed when the link is up
 	done chan struct{} // closed by close
 
-	mu        sync.Mutex // guards the fields below; taken after Peer.mu; nothing is sent or called under it
-	prober    prober
-	early     *route // where the stream was heard before the remote id was known
-	isUp      bool
-	upAt      time.Time
-	closed    bool
-	err       error
-	lastProbe time.Time // of the path in use
-	unheard   time.Time // first probe of the path in use since which nothing was heard; zero: none
-	suspect   bool
-	retireAt  time.Time            // a better link replaced this one; zero: none did
-	owned     []Socket             // closed with the link
-	waiting   map[uint64]chan Pong // by probe id; each channel has room for the answer
-	wake      chan struct{}        // capacity 1: the opening goroutine looks again
+	mu         sync.Mutex // guards the fields below; taken after Peer.mu; nothing is sent or called under it
+	prober     prober
+	controlled bool   // startControl was called
+	checked    bool   // several probes have been sent since unheard, because there is a reason to doubt
+	stale      bool   // the control stream has ended, or keys are overdue: another link should take the place of this one
+	early      *route // where the stream was heard before the remote id was known
+	isUp       bool
+	upAt       time.Time
+	closed     bool
+	err        error
+	lastProbe  time.Time // of the path in use
+	unheard    time.Time // first probe of the path in use since which nothing was heard; zero: none
+	suspect    bool
+	retireAt   time.Time            // a better link replaced this one; zero: none did
+	owned      []Socket             // closed with the link
+	waiting    map[uint64]chan Pong // by probe id; each channel has room for the answer
+	wake       chan struct{}        // capacity 1: the opening goroutine looks again
 }
 
 func (h *Host) newLink(local, remote key.Public, initiator bool, began time.Time) *link {
@@ -104,7 +111,8 @@ func (l *link) startTunnel(ours, theirs tunnel.Offer) error {
 	if err != nil {
 		return err
 	}
-	if l.epoch, err = tunnel.NewEpoch(params, l.initiator, l.result.Tx, l.result.Rx, l.result.Hash); err != nil {
+	res := &l.result
+	if l.epoch, err = tunnel.NewSession(params, l.initiator, res.Tx, res.Rx, res.Hash, time.Now()); err != nil {
 		return err
 	}
 	l.host.links.Store(l.index, l) // from here on datagrams come in
@@ -267,8 +275,11 @@ func (l *link) setRemoteID(id udx.ID) {
 // acceptStream is the stream's hook for packets from a place it does not know.
 func (l *link) acceptStream(s udx.Socket, from netip.AddrPort) bool {
 	sock, ok := s.(Socket)
-	if !ok || l.host.avoid(from.Addr()) || l.epoch != nil {
+	if !ok || l.host.avoid(from.Addr()) {
 		return false
+	}
+	if l.epoch != nil {
+		return l.acceptControl(sock, from)
 	}
 	l.offerStream(sock, from, kindOf(from.Addr()))
 	return true
@@ -342,11 +353,11 @@ func (l *link) ping(p probe) {
 	if l.cur.Load() == p.route {
 		kind = tunnel.Ping
 	}
-	l.control(p.route, tunnel.Control{Kind: kind, ID: p.id})
+	l.sendControl(p.route, tunnel.Control{Kind: kind, ID: p.id})
 }
 
-// control sends one control datagram along r.
-func (l *link) control(r *route, c tunnel.Control) {
+// sendControl sends one control datagram along r.
+func (l *link) sendControl(r *route, c tunnel.Control) {
 	plain := c.Append(make([]byte, 0, 64))
 	b, err := l.epoch.Seal(make([]byte, 0, len(plain)+tunnel.Overhead), plain)
 	if err == nil {
@@ -385,7 +396,7 @@ var trains = sync.Pool{New: func() any { return new(train) }}
 
 func (t *train) reset() { t.arena, t.datagrams = t.arena[:0], t.datagrams[:0] }
 
-func (t *train) seal(e *tunnel.Epoch, packet []byte) error {
+func (t *train) seal(e *tunnel.Session, packet []byte) error {
 	// Growing moves the arena; datagrams already sealed stay valid in the old one.
 	n := len(packet) + tunnel.Overhead
 	if cap(t.arena)-len(t.arena) < n {
@@ -412,11 +423,14 @@ func (l *link) authentic(sock Socket, from netip.AddrPort, now time.Time) {
 	l.mu.Lock()
 	known := l.prober.heard(sock, from, probesToCheck, now)
 	l.mu.Unlock()
-	if known {
-		l.poke()
-		return
+	if !known {
+		l.offer(sock, from, kindOf(from.Addr()))
 	}
-	l.offer(sock, from, kindOf(from.Addr()))
+	if isClosed(l.up) {
+		l.sendProbes(now) // the peer has moved: find out at once
+	} else {
+		l.poke()
+	}
 }
 
 // handleControl acts on an authentic control datagram.
@@ -428,7 +442,7 @@ func (l *link) handleControl(sock Socket, from netip.AddrPort, b []byte, now tim
 	}
 	switch c.Kind {
 	case tunnel.Ping, tunnel.PathProbe:
-		l.control(&route{sock: sock, remote: from}, tunnel.Control{Kind: tunnel.Pong, ID: c.ID, Observed: from})
+		l.sendControl(&route{sock: sock, remote: from}, tunnel.Control{Kind: tunnel.Pong, ID: c.ID, Observed: from})
 	case tunnel.Pong:
 		l.handlePong(sock, from, c, now)
 	case tunnel.Close:
@@ -452,8 +466,7 @@ func (l *link) handlePong(sock Socket, from netip.AddrPort, c tunnel.Control, no
 	rtt := now.Sub(sentAt)
 	r.rtt.Store(int64(rtt))
 	r.heard.Store(now.UnixNano())
-	l.unheard = time.Time{}
-	l.suspect = false
+	l.unheard, l.suspect, l.checked = time.Time{}, false, false
 	cur := l.cur.Load()
 	change := betterRoute(cur, r, sentAt, now)
 	if change {
@@ -476,7 +489,9 @@ func (l *link) handlePong(sock Socket, from netip.AddrPort, c tunnel.Control, no
 	case first:
 		l.log.Info("connected", "path", r.kind.String(), "remote", r.remote, "rtt", rtt)
 		l.host.linkUp(l)
+		l.startControl(r)
 	case change:
+		l.moveControl(r)
 		l.log.Info("path changed", "path", r.kind.String(), "remote", r.remote, "rtt", rtt)
 		l.host.pathChanged(l)
 	}
@@ -571,10 +586,10 @@ func (l *link) maintain(now time.Time) {
 	l.mu.Lock()
 	heard := time.Unix(0, l.heard.Load())
 	if !l.unheard.IsZero() && heard.After(l.unheard) {
-		l.unheard, l.suspect = time.Time{}, false
+		l.unheard, l.suspect, l.checked = time.Time{}, false, false
 	}
 	every := keepAlive
-	if now.Sub(time.Unix(0, max(l.sent.Load(), l.received.Load()))) < trafficWindow {
+	if l.busy(now) {
 		every = probeEvery
 	}
 	if !l.unheard.IsZero() {
@@ -592,8 +607,8 @@ func (l *link) maintain(now time.Time) {
 		}
 	}
 	dead := deadAfter
-	if p := l.peer.Load(); p != nil && p.alternatives.Load() > 0 {
-		dead = deadBeside
+	if p := l.peer.Load(); l.checked || p != nil && p.alternatives.Load() > 0 {
+		dead = deadSoon
 	}
 	if !l.unheard.IsZero() && now.Sub(l.unheard) >= dead && !l.suspect {
 		l.suspect, lost = true, true
@@ -606,6 +621,8 @@ func (l *link) maintain(now time.Time) {
 	due = append(due, more...)
 	l.mu.Unlock()
 
+	alive := l.maintainKeys(now)
+
 	for _, p := range due {
 		l.ping(p)
 	}
@@ -613,20 +630,58 @@ func (l *link) maintain(now time.Time) {
 		l.log.Info("path silent, trying others", "remote", r.remote)
 		l.host.linkLost(l)
 	}
-	if close {
+	switch {
+	case !alive:
+		l.close(ErrKeysExpired)
+	case close:
 		l.close(ErrNotConnected)
 	}
+}
+
+// maintainKeys asks for new keys in time and destroys old ones. It reports whether there are any left.
+func (l *link) maintainKeys(now time.Time) (alive bool) {
+	gone, alive := l.epoch.Expire(now)
+	for _, index := range gone {
+		if index != l.index {
+			l.host.links.Delete(index)
+		}
+	}
+	l.rekey(now)
+	_, age := l.epoch.Number(now)
+	limit := overdueAfter
+	if !l.initiator {
+		limit += overdueMargin
+	}
+	if age > limit {
+		l.mu.Lock()
+		l.stale = true
+		l.mu.Unlock()
+		l.host.renew(l)
+	}
+	return alive
+}
+
+// busy reports whether data went either way lately.
+func (l *link) busy(now time.Time) bool {
+	return now.Sub(time.Unix(0, max(l.sent.Load(), l.received.Load()))) < trafficWindow
 }
 
 // check makes maintain probe everything at once: the network has changed.
 func (l *link) check(now time.Time) {
 	l.mu.Lock()
 	l.prober.wake(probesToCheck, now)
-	if l.unheard.IsZero() {
+	if l.checked = true; l.unheard.IsZero() {
 		l.unheard = now
 	}
 	l.mu.Unlock()
 	l.sendProbes(now)
+}
+
+// sound reports whether the link is healthy and will stay so.
+func (l *link) sound() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.isUp && !l.closed && !l.suspect && !l.stale
 }
 
 // healthy reports whether the link is up and its path answers.
@@ -644,8 +699,11 @@ func (l *link) cause() error {
 
 // goodbye tells the peer that we close, so that it need not find out by silence.
 func (l *link) goodbye(code tunnel.CloseCode) {
+	if c := l.control.Load(); c != nil {
+		c.send(messageGoodbye, compact.AppendUint(nil, uint64(code)))
+	}
 	if r := l.cur.Load(); r != nil && l.epoch != nil {
-		l.control(r, tunnel.Control{Kind: tunnel.Close, Code: code})
+		l.sendControl(r, tunnel.Control{Kind: tunnel.Close, Code: code})
 	}
 }
 
@@ -664,6 +722,11 @@ func (l *link) close(cause error) {
 
 	if l.index != 0 {
 		l.host.links.Delete(l.index)
+	}
+	if l.epoch != nil {
+		for _, index := range l.epoch.Indexes() {
+			l.host.links.Delete(index)
+		}
 	}
 	if l.stream != nil && !isClosed(l.stream.Done()) { // what a finished stream has received can still be read
 		l.stream.Reset(cause)

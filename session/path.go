@@ -132,6 +132,16 @@ func (p *prober) heard(sock Socket, remote netip.AddrPort, probes int, now time.
 	return false
 }
 
+// heardFrom returns the route of a candidate from which authentic datagrams have come, or nil.
+func (p *prober) heardFrom(sock Socket, remote netip.AddrPort) *route {
+	for _, c := range p.cands {
+		if c.route.is(sock, remote) && c.route.heard.Load() != 0 {
+			return c.route
+		}
+	}
+	return nil
+}
+
 // wake probes every candidate again.
 func (p *prober) wake(probes int, now time.Time) {
 	for _, c := range p.cands {
