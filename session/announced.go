@@ -246,7 +246,7 @@ func (h *Host) announcement() Announced {
 	if info := h.node.Info(); info.Host.IsValid() && info.Port != 0 {
 		a.Endpoints = append(a.Endpoints, Endpoint{EndpointPublic, netip.AddrPortFrom(info.Host, info.Port)})
 	}
-	a.Relays, a.Relaying = nil, false
+	a.Relays, a.Relaying = slices.Clone(h.cfg.RelayThrough), h.relayServer != nil
 	return a
 }
 

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"omegatun/dht"
@@ -32,6 +33,7 @@ const (
 type dialing struct {
 	local  key.Private
 	remote key.Public
+	direct bool             // through no relay: to one
 	tunnel bool             // offer a tunnel, and settle for nothing less
 	relays []netip.AddrPort // nodes to try before asking the DHT
 	// needless, if set, is asked before each handshake; once it returns true no more are sent, because the
@@ -67,6 +69,9 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 	}
 	var offer tunnel.Offer
 	payload := h.payload(l)
+	if !d.direct {
+		payload.RelayThrough = h.nameRelay(d.remote)
+	}
 	if d.tunnel {
 		l.peer.Store(h.Peer(d.remote)) // packets may come before the link is up here
 		l.index = h.reserveIndex()
@@ -106,12 +111,26 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 	if err != nil {
 		return nil, err
 	}
+	trying := ways{last: func() { cancel(errNoneAnswered) }} // unless the link is up
+	trying.add()
+	var relayErr atomic.Pointer[error]
+	if m := h.meeting(l, payload.RelayThrough, p.RelayThrough); m != nil && !d.direct && hs.reply.Relayed {
+		delay := time.Duration(0)
+		if dht.Firewall(p.Firewall) == dht.FirewallOpen {
+			delay = directDelay
+		}
+		trying.add()
+		h.relay(l, m, delay, func(err error) {
+			relayErr.Store(&err)
+			trying.done()
+		})
+	}
 	if client == nil {
-		defer time.AfterFunc(openTimeout, func() { cancel(errNoneAnswered) }).Stop()
+		defer time.AfterFunc(openTimeout, trying.done).Stop()
 	} else {
 		h.wg.Go(func() {
 			h.punch(l, client)
-			cancel(errNoneAnswered) // unless the link is up
+			trying.done()
 		})
 	}
 	if err = l.open(ctx); errors.Is(err, errNoneAnswered) {
@@ -124,12 +143,29 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 			report := client.Report()
 			np.Local, np.Remote = report.Local, report.Remote
 		}
+		if e := relayErr.Load(); e != nil {
+			np.Err = errors.Join(np.Err, *e)
+		}
 		err = np
 	}
 	if err != nil {
 		return nil, err
 	}
 	return l, nil
+}
+
+// ways counts the ways in which a path is being sought. The zero value counts none.
+type ways struct {
+	n    atomic.Int32
+	last func() // called when there is no way left
+}
+
+func (w *ways) add() { w.n.Add(1) }
+
+func (w *ways) done() {
+	if w.n.Add(-1) == 0 {
+		w.last()
+	}
 }
 
 var errNoneAnswered = errors.New("no address answered in time")
@@ -254,7 +290,7 @@ func (h *Host) punch(l *link, client *punch.Client) {
 				return
 			}
 			l.offer(p.Socket.(Socket), p.Remote, kindOf(p.Remote.Addr()))
-		case <-l.up:
+		case <-l.direct:
 			return
 		case <-l.done:
 			return

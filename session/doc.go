@@ -28,6 +28,15 @@
 // Two links to one peer may exist at once. [Peer] sends on one of them and receives on all: the newest, or,
 // if both sides dialled at the same time, the one whose initiator has the lower key.
 //
+// # Relays
+//
+// Either side may name a relay in the handshake: one of [Config].RelayThrough, or a listed peer that is connected and offers to relay.
+// Both meet there (package relay) while they look for a direct path. For a plain stream this is what every HyperDHT program does. A
+// tunnel gets a UDX stream of its own at the relay, whose messages carry what is sent along a path elsewhere: tunnel datagrams,
+// and the packets of the control stream. So a relayed path is one candidate more, the least of all: it is probed like the others, data flows
+// on it if it is the first that answers, and whatever is better takes over. It is kept while there is traffic, in case the
+// direct path fails; that one may then come back after 40 s.
+//
 // # The control channel
 //
 // Where the two sides agree on a tunnel, the stream of the same handshake carries a protomux channel named "omegatun/1". It is started
@@ -63,6 +72,8 @@
 // # Limitations
 //
 //   - A control stream that fails is replaced by a new handshake, which needs the DHT.
-//   - Paths are IPv4. Relays for data, port mapping and IPv6 candidates do not exist yet.
+//   - Paths are IPv4. Port mapping and IPv6 candidates do not exist yet.
+//   - A relayed path does not survive a change of our own address: another handshake takes its place.
+//   - Datagrams of a relayed path are sent and received one by one.
 //   - The MTU of a path is not probed: see package tunnel for the overhead that the inner MTU must leave.
 package session

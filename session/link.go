@@ -30,6 +30,8 @@ const (
 	probesUnheard = 12              // probes by a responder that has not heard the initiator: about 2.5 s
 	probesToCheck = 8               // probes of an address that the peer was heard from: about 1 s
 	probeEvery    = 3 * time.Second // on a path with traffic
+	probeSpare    = 2 * time.Second // … if there is a relayed path to fall back to
+	deadRelay     = 3 * time.Second // as deadAfter, of a relayed path
 	hurryEvery    = 1 * time.Second // once a probe has not been answered
 	deadAfter     = 6500 * time.Millisecond
 	deadSoon      = 1500 * time.Millisecond // the same where another link works, or the network has changed
@@ -76,6 +78,8 @@ type link struct {
 	up   chan struct{} // closed when the link is up
 	done chan struct{} // closed by close
 
+	direct chan struct{} // closed when a path is in use that is not relayed
+
 	mu         sync.Mutex // guards the fields below; taken after Peer.mu; nothing is sent or called under it
 	prober     prober
 	controlled bool   // startControl was called
@@ -101,7 +105,9 @@ func (h *Host) newLink(local, remote key.Public, initiator bool, began time.Time
 		log:  h.log.With("peer", remote.Short()),
 		up:   make(chan struct{}),
 		done: make(chan struct{}),
-		wake: make(chan struct{}, 1),
+
+		direct: make(chan struct{}),
+		wake:   make(chan struct{}, 1),
 	}
 }
 
@@ -156,18 +162,19 @@ func (l *link) keepSockets() []punch.Socket {
 	for _, c := range slices.Clone(l.prober.cands) {
 		s := c.route.sock
 		switch {
-		case l.host.isMain(s) || slices.Contains(l.owned, s):
+		case l.host.isMain(s) || slices.Contains(l.owned, s) || c.route.kind == PathRelay:
 		case c.route.heard.Load() != 0 || cur != nil && cur.sock == s:
 			keep = append(keep, s)
 			l.owned = append(l.owned, s)
 		}
 	}
-	if cur != nil && !l.host.isMain(cur.sock) && !slices.Contains(l.owned, cur.sock) { // a stream has no candidates
+	if cur != nil && cur.kind != PathRelay && !l.host.isMain(cur.sock) && !slices.Contains(l.owned, cur.sock) { // a stream has no candidates
 		keep = append(keep, cur.sock)
 		l.owned = append(l.owned, cur.sock)
 	}
 	l.prober.cands = slices.DeleteFunc(l.prober.cands, func(c *candidate) bool {
-		return !l.host.isMain(c.route.sock) && !slices.Contains(l.owned, c.route.sock)
+		s := c.route.sock
+		return !l.host.isMain(s) && !slices.Contains(l.owned, s) && c.route.kind != PathRelay
 	})
 	for _, s := range l.owned {
 		useBulk(s)
@@ -202,9 +209,15 @@ func (l *link) offer(sock Socket, remote netip.AddrPort, kind PathKind) {
 
 // offerStream points the stream at the address, unless the stream works already.
 func (l *link) offerStream(sock Socket, remote netip.AddrPort, kind PathKind) {
-	r := &route{sock: sock, remote: remote, kind: kind}
+	l.offerRoute(&route{sock: sock, remote: remote, kind: kind})
+}
+
+// offerRoute is offerStream for a route. A direct path takes over from a relayed one; see Host.relayStream for the way back.
+func (l *link) offerRoute(r *route) {
 	l.mu.Lock()
-	if l.closed || l.isUp {
+	cur := l.cur.Load()
+	upgrade := cur != nil && cur.kind == PathRelay && r.kind != PathRelay
+	if l.closed || l.isUp && !upgrade || !l.isUp && cur != nil && r.kind == PathRelay {
 		l.mu.Unlock()
 		return
 	}
@@ -213,21 +226,65 @@ func (l *link) offerStream(sock Socket, remote netip.AddrPort, kind PathKind) {
 		l.mu.Unlock()
 		return
 	}
-	first := l.cur.Load() == nil
+	first := cur == nil
 	l.cur.Store(r)
+	if l.isUp {
+		l.noteDirectLocked(r)
+	}
 	l.mu.Unlock()
+	id := cmp.Or(r.id, l.remoteID)
 	var err error
 	if first {
-		err = l.stream.Connect(sock, remote, l.remoteID)
+		err = l.stream.Connect(r.sock, r.remote, id)
 	} else {
-		err = l.stream.ChangeRemote(sock, remote, l.remoteID)
+		err = l.stream.ChangeRemote(r.sock, r.remote, id)
 	}
 	if err != nil {
-		l.log.Debug("stream refused a path", "remote", remote, "error", err)
+		l.log.Debug("stream refused a path", "remote", r.remote, "error", err)
 		return
 	}
 	if first {
 		l.secureStream()
+	} else if upgrade {
+		l.log.Info("path changed", "path", r.kind.String(), "remote", r.remote)
+		_ = l.stream.SendMessage(nil) // shows the peer the new path; lost like any datagram
+	}
+}
+
+// noteDirectLocked notes that r is in use. l.mu is held.
+func (l *link) noteDirectLocked(r *route) {
+	if r.kind != PathRelay && !isClosed(l.direct) {
+		close(l.direct)
+	}
+}
+
+// backToRelay moves a plain stream back to its relayed path, because the direct one does not work.
+func (l *link) backToRelay(r *route) {
+	l.mu.Lock()
+	if !l.closed {
+		l.cur.Store(r)
+	}
+	l.mu.Unlock()
+	if err := l.stream.ChangeRemote(r.sock, r.remote, r.id); err != nil {
+		l.log.Debug("stream refused a path", "remote", r.remote, "error", err)
+	}
+}
+
+// dropSocket forgets the paths of a relayed socket, which is about to close.
+func (l *link) dropSocket(s Socket) {
+	now := time.Now()
+	l.mu.Lock()
+	l.prober.remove(s)
+	r := l.cur.Load()
+	lost := r != nil && r.sock == s && l.isUp && !l.closed
+	if lost {
+		l.suspect, l.unheard = true, now
+		l.prober.wake(probesToOpen, now)
+	}
+	l.mu.Unlock()
+	if lost {
+		l.sendProbes(now)
+		l.host.linkLost(l)
 	}
 }
 
@@ -268,7 +325,7 @@ func (l *link) setRemoteID(id udx.ID) {
 	l.early = nil
 	l.mu.Unlock()
 	if early != nil && l.epoch == nil {
-		l.offerStream(early.sock, early.remote, early.kind)
+		l.offerRoute(early)
 	}
 }
 
@@ -291,6 +348,14 @@ func kindOf(a netip.Addr) PathKind {
 		return PathLAN
 	}
 	return PathDirect
+}
+
+// kindOver is kindOf where the path may be a relayed one.
+func kindOver(s Socket, a netip.Addr) PathKind {
+	if _, ok := s.(*relaySocket); ok {
+		return PathRelay
+	}
+	return kindOf(a)
 }
 
 // poke makes the opening goroutine look at the candidates again.
@@ -424,7 +489,7 @@ func (l *link) authentic(sock Socket, from netip.AddrPort, now time.Time) {
 	known := l.prober.heard(sock, from, probesToCheck, now)
 	l.mu.Unlock()
 	if !known {
-		l.offer(sock, from, kindOf(from.Addr()))
+		l.offer(sock, from, kindOver(sock, from.Addr()))
 	}
 	if isClosed(l.up) {
 		l.sendProbes(now) // the peer has moved: find out at once
@@ -442,7 +507,11 @@ func (l *link) handleControl(sock Socket, from netip.AddrPort, b []byte, now tim
 	}
 	switch c.Kind {
 	case tunnel.Ping, tunnel.PathProbe:
-		l.sendControl(&route{sock: sock, remote: from}, tunnel.Control{Kind: tunnel.Pong, ID: c.ID, Observed: from})
+		pong := tunnel.Control{Kind: tunnel.Pong, ID: c.ID, Time: c.Time, Observed: from}
+		if kindOver(sock, from.Addr()) == PathRelay {
+			pong.Observed = netip.AddrPort{}
+		}
+		l.sendControl(&route{sock: sock, remote: from}, pong)
 	case tunnel.Pong:
 		l.handlePong(sock, from, c, now)
 	case tunnel.Close:
@@ -466,12 +535,18 @@ func (l *link) handlePong(sock Socket, from netip.AddrPort, c tunnel.Control, no
 	rtt := now.Sub(sentAt)
 	r.rtt.Store(int64(rtt))
 	r.heard.Store(now.UnixNano())
-	l.unheard, l.suspect, l.checked = time.Time{}, false, false
 	cur := l.cur.Load()
-	change := betterRoute(cur, r, sentAt, now)
+	change := betterRoute(cur, r, l.suspect, sentAt, now)
+	if change && !l.suspect && now.Before(cand.bar) {
+		change = false
+	}
 	if change {
 		l.cur.Store(r)
 		l.lastProbe = now
+	}
+	if change || r == cur {
+		l.unheard, l.suspect, l.checked = time.Time{}, false, false
+		l.noteDirectLocked(r)
 	}
 	first := !l.isUp
 	if first {
@@ -570,6 +645,7 @@ func (l *link) streamUp() {
 	if first {
 		l.isUp, l.upAt = true, time.Now()
 		close(l.up)
+		l.noteDirectLocked(l.cur.Load())
 	}
 	l.mu.Unlock()
 }
@@ -584,12 +660,17 @@ func (l *link) maintain(now time.Time) {
 	var due []probe
 	var lost, close bool
 	l.mu.Lock()
-	heard := time.Unix(0, l.heard.Load())
+	heard := time.Unix(0, r.heard.Load())
 	if !l.unheard.IsZero() && heard.After(l.unheard) {
 		l.unheard, l.suspect, l.checked = time.Time{}, false, false
 	}
+	l.prober.refresh(r, now)
+	spare := l.prober.spare(r, now)
 	every := keepAlive
-	if l.busy(now) {
+	switch {
+	case l.busy(now) && spare:
+		every = probeSpare
+	case l.busy(now):
 		every = probeEvery
 	}
 	if !l.unheard.IsZero() {
@@ -607,14 +688,17 @@ func (l *link) maintain(now time.Time) {
 		}
 	}
 	dead := deadAfter
-	if p := l.peer.Load(); l.checked || p != nil && p.alternatives.Load() > 0 {
+	if r.kind == PathRelay {
+		dead = deadRelay
+	}
+	if p := l.peer.Load(); l.checked || spare || p != nil && p.alternatives.Load() > 0 {
 		dead = deadSoon
 	}
 	if !l.unheard.IsZero() && now.Sub(l.unheard) >= dead && !l.suspect {
 		l.suspect, lost = true, true
-		l.prober.wake(probesToOpen, now)
+		l.prober.fail(r, now)
 	}
-	if l.suspect && now.Sub(heard) > giveUpAfter || !l.retireAt.IsZero() && now.After(l.retireAt) {
+	if l.suspect && now.Sub(time.Unix(0, l.heard.Load())) > giveUpAfter || !l.retireAt.IsZero() && now.After(l.retireAt) {
 		close = true
 	}
 	more, _ := l.prober.advance(now)
