@@ -34,7 +34,9 @@ const (
 	deadRelay     = 3 * time.Second // as deadAfter, of a relayed path
 	hurryEvery    = 1 * time.Second // once a probe has not been answered
 	deadAfter     = 6500 * time.Millisecond
-	deadSoon      = 1500 * time.Millisecond // the same where another link works, or the network has changed
+	deadSoon      = 1500 * time.Millisecond // the same where another link works, or a relay
+	deadChecked   = 1 * time.Second         // the same where there is a reason to doubt, and several probes are sent
+	doubtAfter    = 600 * time.Millisecond  // of silence in a conversation
 	keepAlive     = 25 * time.Second        // between probes of an idle path: NAT mappings live 30 s and more
 	trafficWindow = 10 * time.Second        // a path has traffic if data went either way within it
 	streamLinger  = 5 * time.Second         // how long the socket of a stream is kept after it ended
@@ -676,6 +678,10 @@ func (l *link) maintain(now time.Time) {
 	if !l.unheard.IsZero() {
 		every = hurryEvery
 	}
+	if !l.checked && l.doubtful(r, now) {
+		l.prober.add(r.sock, r.remote, r.kind, 4, now)
+		l.unheard, l.checked, l.lastProbe = now, true, now
+	}
 	quiet := now.Sub(heard) >= every || every != keepAlive
 	if quiet && now.Sub(l.lastProbe) >= every {
 		if c := l.prober.add(r.sock, r.remote, r.kind, 1, now); c != nil {
@@ -691,7 +697,9 @@ func (l *link) maintain(now time.Time) {
 	if r.kind == PathRelay {
 		dead = deadRelay
 	}
-	if p := l.peer.Load(); l.checked || spare || p != nil && p.alternatives.Load() > 0 {
+	if l.checked {
+		dead = max(deadChecked, 4*time.Duration(r.rtt.Load()))
+	} else if p := l.peer.Load(); spare || p != nil && p.alternatives.Load() > 0 {
 		dead = deadSoon
 	}
 	if !l.unheard.IsZero() && now.Sub(l.unheard) >= dead && !l.suspect {
@@ -743,6 +751,14 @@ func (l *link) maintainKeys(now time.Time) (alive bool) {
 		l.host.renew(l)
 	}
 	return alive
+}
+
+// doubtful reports whether packets went both ways over r until a moment ago, and now only ours do.
+func (l *link) doubtful(r *route, now time.Time) bool {
+	heard := r.heard.Load()
+	limit := max(doubtAfter, 3*time.Duration(r.rtt.Load()))
+	return now.Sub(time.Unix(0, l.received.Load())) < 3*time.Second &&
+		now.Sub(time.Unix(0, heard)) >= limit && time.Duration(l.sent.Load()-heard) >= limit/2
 }
 
 // busy reports whether data went either way lately.
