@@ -73,7 +73,10 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 		payload.RelayThrough = h.nameRelay(d.remote)
 	}
 	if d.tunnel {
-		l.peer.Store(h.Peer(d.remote)) // packets may come before the link is up here
+		if p := h.Peer(d.remote); p != nil {
+			l.peer.Store(p) // packets may come before the link is up here
+			p.noteAttempt(l.account)
+		}
 		l.index = h.reserveIndex()
 		offer = h.offer(l.index)
 		payload.Trailer = offer.Append(nil)
@@ -83,12 +86,15 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 		return nil, err
 	}
 
+	l.account.step(StageFind, "looking for the peer in the DHT")
 	hs := handshaking{host: h, remote: d.remote, initiator: initiator, message: msg, stage: stage, needless: d.needless}
 	if err := hs.run(ctx, h.relaysFor(d)); err != nil {
 		return nil, err
 	}
 	*stage = StagePath
 	p := hs.payload
+	l.account.nats(h.firewall(), dht.Firewall(p.Firewall))
+	l.account.step(StageHandshake, "the peer answers by way of %v", hs.reply.Relay)
 	if p.Version != noise.PayloadVersion || p.Error != noise.ErrorNone || p.UDX == nil {
 		return nil, ErrIncompatible
 	}
@@ -169,6 +175,14 @@ func (w *ways) done() {
 }
 
 var errNoneAnswered = errors.New("no address answered in time")
+
+// firewall returns our own NAT class as far as the node knows it.
+func (h *Host) firewall() dht.Firewall {
+	if _, open := h.node.RemoteAddr(); open {
+		return dht.FirewallOpen
+	}
+	return dht.FirewallUnknown
+}
 
 // payload returns what the first or second handshake message says about us, but for the fields that only a
 // server fills.
@@ -285,12 +299,17 @@ func (h *Host) punch(l *link, client *punch.Client) {
 		select {
 		case p, ok := <-client.Paths():
 			if !ok {
+				report := client.Report()
+				l.account.nats(report.Local, report.Remote)
+				l.account.step(StagePath, "%v", client.Err())
 				l.log.Debug("hole punching ended", "error", client.Err())
 				l.settle() // paths found by now may still answer
 				return
 			}
 			l.offer(p.Socket.(Socket), p.Remote, kindOf(p.Remote.Addr()))
 		case <-l.direct:
+			report := client.Report()
+			l.account.nats(report.Local, report.Remote)
 			return
 		case <-l.done:
 			return

@@ -61,6 +61,10 @@
 // Keys are replaced at once after connecting and then every two minutes. If the stream fails the tunnel goes on, until another
 // handshake has taken its place or its keys are three minutes old. An idle stream sends nothing.
 //
+// # Explanation
+//
+// Each attempt to connect keeps an account of its stages, NAT classes, outcome and remedy: see [Peer.Attempts].
+//
 // # Goroutines
 //
 // One a socket receives, and runs everything that an arriving datagram causes up to and including
@@ -74,6 +78,6 @@
 //   - A control stream that fails is replaced by a new handshake, which needs the DHT.
 //   - Paths are IPv4. Port mapping and IPv6 candidates do not exist yet.
 //   - A relayed path does not survive a change of our own address: another handshake takes its place.
-//   - Datagrams of a relayed path are sent and received one by one.
+//   - Datagrams of a relayed path are received one by one.
 //   - The MTU of a path is not probed: see package tunnel for the overhead that the inner MTU must leave.
 package session

@@ -59,6 +59,7 @@ type link struct {
 	remote    key.Public
 	initiator bool
 	began     time.Time // message 1 was sent, or received
+	account   *account
 	result    noise.Result
 
 	epoch   *tunnel.Session // nil: the two did not agree on a tunnel
@@ -104,9 +105,10 @@ type link struct {
 func (h *Host) newLink(local, remote key.Public, initiator bool, began time.Time) *link {
 	return &link{
 		host: h, local: local, remote: remote, initiator: initiator, began: began,
-		log:  h.log.With("peer", remote.Short()),
-		up:   make(chan struct{}),
-		done: make(chan struct{}),
+		log:     h.log.With("peer", remote.Short()),
+		account: newAccount(began, !initiator),
+		up:      make(chan struct{}),
+		done:    make(chan struct{}),
 
 		direct: make(chan struct{}),
 		wake:   make(chan struct{}, 1),
@@ -564,10 +566,12 @@ func (l *link) handlePong(sock Socket, from netip.AddrPort, c tunnel.Control, no
 	}
 	switch {
 	case first:
+		l.account.connected(r.path(), rtt)
 		l.log.Info("connected", "path", r.kind.String(), "remote", r.remote, "rtt", rtt)
 		l.host.linkUp(l)
 		l.startControl(r)
 	case change:
+		l.account.connected(r.path(), rtt)
 		l.moveControl(r)
 		l.log.Info("path changed", "path", r.kind.String(), "remote", r.remote, "rtt", rtt)
 		l.host.pathChanged(l)
@@ -719,6 +723,7 @@ func (l *link) maintain(now time.Time) {
 		l.ping(p)
 	}
 	if lost {
+		l.account.step(StagePath, "%v does not answer any more", r.remote)
 		l.log.Info("path silent, trying others", "remote", r.remote)
 		l.host.linkLost(l)
 	}
@@ -815,6 +820,7 @@ func (l *link) close(cause error) {
 		return
 	}
 	l.closed, l.err = true, cause
+	l.account.failed(cause)
 	owned := l.owned
 	l.owned = nil
 	close(l.done)

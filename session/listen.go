@@ -56,6 +56,7 @@ type Listener struct {
 	ann  *dht.Announcement
 
 	accepted chan *secretstream.Conn
+	serving  chan struct{} // closed once ann is set: handshakes may come before
 	closed   chan struct{}
 	limit    *rate.Limiter
 
@@ -84,6 +85,7 @@ func (h *Host) Listen(k key.Private, cfg ListenConfig) (*Listener, error) {
 	l := &Listener{
 		host: h, key: k, cfg: cfg,
 		accepted: make(chan *secretstream.Conn, acceptBacklog),
+		serving:  make(chan struct{}),
 		closed:   make(chan struct{}),
 		limit:    rate.NewLimiter(handshakeRate, handshakeBurst),
 		byMsg:    make(map[key.Target]*slot),
@@ -93,6 +95,7 @@ func (h *Host) Listen(k key.Private, cfg ListenConfig) (*Listener, error) {
 		return nil, err
 	}
 	l.ann = ann
+	close(l.serving)
 	h.mu.Lock()
 	h.listeners = append(h.listeners, l)
 	h.mu.Unlock()
@@ -246,6 +249,11 @@ func (l *Listener) forget(s *slot) {
 //
 // Source: hyperdht.md 10.2; npm hyperdht, lib/server.js (_addHandshake).
 func (l *Listener) answer(s *slot, req *dht.HandshakeRequest) {
+	select {
+	case <-l.serving: // about at once
+	case <-l.host.ctx.Done():
+		return
+	}
 	lk, noise, sock := l.shake(s, req)
 	l.mu.Lock()
 	s.answered, s.noise, s.sock = true, noise, sock
@@ -292,6 +300,9 @@ func (l *Listener) open(s *slot, lk *link) {
 		h.wg.Go(func() {
 			select {
 			case <-puncher.Done():
+				report := puncher.Report()
+				lk.account.nats(report.Local, report.Remote)
+				lk.account.step(StagePath, "%v", puncher.Err())
 				lk.log.Debug("hole punching ended", "error", puncher.Err())
 				lk.settle()
 			case <-lk.direct:
@@ -394,6 +405,9 @@ func (l *Listener) shake(s *slot, req *dht.HandshakeRequest) (lk *link, msg []by
 			return lk, nil, nil
 		}
 		lk.peer.Store(peer)
+		lk.account.nats(h.firewall(), dht.Firewall(theirs.Firewall))
+		lk.account.step(StageHandshake, "the peer asks from %v", req.Client)
+		peer.noteAttempt(lk.account)
 	}
 	lk.setRemoteID(udx.ID(theirs.UDX.ID))
 	return lk, msg, l.findPath(s, lk, req, &theirs)

@@ -72,6 +72,7 @@ type Peer struct {
 	removed   bool
 	retry     chan struct{} // capacity 1: do not wait any longer before trying again
 	connected int           // how many times
+	attempts  []*account    // latest last
 	announced Announced     // by the peer; slices are replaced, not changed
 }
 

@@ -121,6 +121,7 @@ func (h *Host) meeting(l *link, client, server *noise.RelayThrough) *relayed {
 // relay meets the peer at a relay and offers the link the path that comes of it. It calls failed if none does, and returns at once. The
 // path ends with the link, or with the connection to the relay.
 func (h *Host) relay(l *link, m *relayed, delay time.Duration, failed func(error)) {
+	l.account.step(StagePath, "going to meet the peer at relay %s as well", m.via.Short())
 	h.wg.Go(func() {
 		ctx, cancel := context.WithCancelCause(h.ctx)
 		defer cancel(nil)
@@ -141,6 +142,7 @@ func (h *Host) relay(l *link, m *relayed, delay time.Duration, failed func(error
 			}
 		}
 		if err := h.relayPath(ctx, l, m); err != nil && ctx.Err() == nil {
+			l.account.step(StagePath, "relay %s failed: %v", m.via.Short(), err)
 			l.log.Info("relay failed", "relay", m.via.Short(), "error", err)
 			failed(fmt.Errorf("relay %s: %w", m.via.Short(), err))
 		}
@@ -165,6 +167,7 @@ func (h *Host) relayPath(ctx context.Context, l *link, m *relayed) error {
 		return err
 	}
 	defer l.dropSocket(s)
+	l.account.step(StagePath, "met the peer at relay %s", m.via.Short())
 	l.offer(s, s.remote, PathRelay)
 	err = l.waitRelayed(ctx, c)
 	_ = c.client.Unpair(ended, m.token) // the relay also notices the end of the stream
@@ -392,7 +395,8 @@ type relaySocket struct {
 	host   *Host
 	link   *link
 	via    key.Public
-	stream *udx.Stream
+	stream *udx.Stream // receives, and tells the relay where we are
+	path   *relay.Path // sends
 	local  netip.AddrPort
 	remote netip.AddrPort
 }
@@ -407,6 +411,7 @@ func (s *relaySocket) pair(ctx context.Context, m *relayed, c *relayConn) error 
 	}
 	r := c.link.cur.Load()
 	s.local, s.remote = r.sock.LocalAddr(), r.remote
+	s.path = relay.NewPath(r.sock, r.remote, id)
 	if err := s.stream.Connect(r.sock, r.remote, id); err != nil {
 		return err
 	}
@@ -433,18 +438,11 @@ func (s *relaySocket) receive(b []byte) {
 
 var relayInbound = sync.Pool{New: func() any { return new(inbound) }}
 
-func (s *relaySocket) Send(b []byte, _ netip.AddrPort) error { return s.stream.SendMessage(b) }
+func (s *relaySocket) Send(b []byte, to netip.AddrPort) error { return s.path.Send(b, to) }
 
 func (s *relaySocket) SendTTL(b []byte, to netip.AddrPort, _ int) error { return s.Send(b, to) }
 
-func (s *relaySocket) SendBatch(b [][]byte, to netip.AddrPort) error {
-	for _, d := range b {
-		if err := s.Send(d, to); err != nil {
-			return err
-		}
-	}
-	return nil
-}
+func (s *relaySocket) SendBatch(b [][]byte, to netip.AddrPort) error { return s.path.SendBatch(b, to) }
 
 func (s *relaySocket) LocalAddr() netip.AddrPort { return s.local }
 
