@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"omegatun/session/relay"
 	"omegatun/session/tunnel"
 )
 
@@ -23,6 +24,9 @@ const (
 // serve receives from a socket until it is closed, and hands each datagram to the part it belongs to.
 func (h *Host) serve(s Socket) {
 	in := inbound{host: h}
+	if h.relayServer != nil {
+		in.relayed = h.relayServer.NewBatch()
+	}
 	for {
 		batch, err := s.Receive()
 		if err != nil {
@@ -37,6 +41,9 @@ func (h *Host) serve(s Socket) {
 			h.dispatch(s, b, from, &in, now)
 		}
 		in.flush()
+		if in.relayed != nil {
+			in.relayed.Flush()
+		}
 	}
 }
 
@@ -56,7 +63,9 @@ func (h *Host) dispatch(s Socket, b []byte, from netip.AddrPort, in *inbound, no
 	case tunnel.IsDatagram(b):
 		h.tunnelled(s, b, from, in, now)
 	case b[0] == 0xff && b[1] == 1:
-		h.mux.Receive(s, b, from)
+		if in.relayed == nil || !in.relayed.Add(s, b, from) {
+			h.mux.Receive(s, b, from)
+		}
 	case b[0] == 0x03 || b[0] == 0x13:
 		h.node.Receive(s, b, from)
 	default:
@@ -115,6 +124,8 @@ type inbound struct {
 	bufs [][]byte // room for packets, reused
 	run  [][]byte // bufs[:len(run)], as filled
 	n    uint64   // bytes of packets in run
+
+	relayed *relay.Batch // packets that are relayed; nil: the Host is no relay
 }
 
 // next returns a buffer for one packet.

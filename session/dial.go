@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"omegatun/dht"
@@ -32,6 +33,7 @@ const (
 type dialing struct {
 	local  key.Private
 	remote key.Public
+	direct bool             // through no relay: to one
 	tunnel bool             // offer a tunnel, and settle for nothing less
 	relays []netip.AddrPort // nodes to try before asking the DHT
 	// needless, if set, is asked before each handshake; once it returns true no more are sent, because the
@@ -67,8 +69,14 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 	}
 	var offer tunnel.Offer
 	payload := h.payload(l)
+	if !d.direct {
+		payload.RelayThrough = h.nameRelay(d.remote)
+	}
 	if d.tunnel {
-		l.peer.Store(h.Peer(d.remote)) // packets may come before the link is up here
+		if p := h.Peer(d.remote); p != nil {
+			l.peer.Store(p) // packets may come before the link is up here
+			p.noteAttempt(l.account)
+		}
 		l.index = h.reserveIndex()
 		offer = h.offer(l.index)
 		payload.Trailer = offer.Append(nil)
@@ -78,12 +86,15 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 		return nil, err
 	}
 
+	l.account.step(StageFind, "looking for the peer in the DHT")
 	hs := handshaking{host: h, remote: d.remote, initiator: initiator, message: msg, stage: stage, needless: d.needless}
 	if err := hs.run(ctx, h.relaysFor(d)); err != nil {
 		return nil, err
 	}
 	*stage = StagePath
 	p := hs.payload
+	l.account.nats(h.firewall(), dht.Firewall(p.Firewall))
+	l.account.step(StageHandshake, "the peer answers by way of %v", hs.reply.Relay)
 	if p.Version != noise.PayloadVersion || p.Error != noise.ErrorNone || p.UDX == nil {
 		return nil, ErrIncompatible
 	}
@@ -106,12 +117,26 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 	if err != nil {
 		return nil, err
 	}
+	trying := ways{last: func() { cancel(errNoneAnswered) }} // unless the link is up
+	trying.add()
+	var relayErr atomic.Pointer[error]
+	if m := h.meeting(l, payload.RelayThrough, p.RelayThrough); m != nil && !d.direct && hs.reply.Relayed {
+		delay := time.Duration(0)
+		if dht.Firewall(p.Firewall) == dht.FirewallOpen {
+			delay = directDelay
+		}
+		trying.add()
+		h.relay(l, m, delay, func(err error) {
+			relayErr.Store(&err)
+			trying.done()
+		})
+	}
 	if client == nil {
-		defer time.AfterFunc(openTimeout, func() { cancel(errNoneAnswered) }).Stop()
+		defer time.AfterFunc(openTimeout, trying.done).Stop()
 	} else {
 		h.wg.Go(func() {
 			h.punch(l, client)
-			cancel(errNoneAnswered) // unless the link is up
+			trying.done()
 		})
 	}
 	if err = l.open(ctx); errors.Is(err, errNoneAnswered) {
@@ -124,6 +149,9 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 			report := client.Report()
 			np.Local, np.Remote = report.Local, report.Remote
 		}
+		if e := relayErr.Load(); e != nil {
+			np.Err = errors.Join(np.Err, *e)
+		}
 		err = np
 	}
 	if err != nil {
@@ -132,7 +160,29 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 	return l, nil
 }
 
+// ways counts the ways in which a path is being sought. The zero value counts none.
+type ways struct {
+	n    atomic.Int32
+	last func() // called when there is no way left
+}
+
+func (w *ways) add() { w.n.Add(1) }
+
+func (w *ways) done() {
+	if w.n.Add(-1) == 0 {
+		w.last()
+	}
+}
+
 var errNoneAnswered = errors.New("no address answered in time")
+
+// firewall returns our own NAT class as far as the node knows it.
+func (h *Host) firewall() dht.Firewall {
+	if _, open := h.node.RemoteAddr(); open {
+		return dht.FirewallOpen
+	}
+	return dht.FirewallUnknown
+}
 
 // payload returns what the first or second handshake message says about us, but for the fields that only a
 // server fills.
@@ -249,12 +299,17 @@ func (h *Host) punch(l *link, client *punch.Client) {
 		select {
 		case p, ok := <-client.Paths():
 			if !ok {
+				report := client.Report()
+				l.account.nats(report.Local, report.Remote)
+				l.account.step(StagePath, "%v", client.Err())
 				l.log.Debug("hole punching ended", "error", client.Err())
 				l.settle() // paths found by now may still answer
 				return
 			}
 			l.offer(p.Socket.(Socket), p.Remote, kindOf(p.Remote.Addr()))
-		case <-l.up:
+		case <-l.direct:
+			report := client.Report()
+			l.account.nats(report.Local, report.Remote)
 			return
 		case <-l.done:
 			return

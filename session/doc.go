@@ -3,9 +3,9 @@
 //
 //	  Dial, Listen               AddPeer, Peer.Send, Config.Inbound
 //	       │                                  │
-//	secretstream.Conn                       Peer   one per remote key
+//	secretstream.Conn ◀── control ───────── Peer   one per remote key
 //	       │                                  │
-//	  udx.Stream ◀──────── link ────────▶ tunnel.Epoch   one per handshake
+//	  udx.Stream ◀──────── link ────────▶ tunnel.Session   one per handshake
 //	       │                │                 │
 //	       │        dht.Node, punch           │
 //	       └───────────── Socket ─────────────┘   server, client, one per punching attempt
@@ -28,16 +28,56 @@
 // Two links to one peer may exist at once. [Peer] sends on one of them and receives on all: the newest, or,
 // if both sides dialled at the same time, the one whose initiator has the lower key.
 //
+// # Relays
+//
+// Either side may name a relay in the handshake: one of [Config].RelayThrough, or a listed peer that is connected and offers to relay.
+// Both meet there (package relay) while they look for a direct path. For a plain stream this is what every HyperDHT program does. A
+// tunnel gets a UDX stream of its own at the relay, whose messages carry what is sent along a path elsewhere: tunnel datagrams,
+// and the packets of the control stream. So a relayed path is one candidate more, the least of all: it is probed like the others, data flows
+// on it if it is the first that answers, and whatever is better takes over. It is kept while there is traffic, in case the
+// direct path fails; that one may then come back after 40 s.
+//
+// # The control channel
+//
+// Where the two sides agree on a tunnel, the stream of the same handshake carries a protomux channel named "omegatun/1". It is started
+// over the first path that works and follows the path in use. Its messages:
+//
+//	0 hello      what the sender announces about itself: see [Announced]; first, and once
+//	1 change     the fields of it that have changed
+//	2 goodbye    uint code: the sender drops the link
+//	3 rekey      initiator to responder: a request for new keys (package tunnel)
+//	4 rekeyed    responder to initiator: the answer
+//
+// An announcement is a sequence of fields, each uint tag and buffer:
+//
+//	1 version of the program, 2 name: text
+//	3 virtual addresses: each u8 family (4, 6), octets
+//	4 mtu: uint
+//	5 endpoints: each u8 kind (0 local, 1 public, 2 mapped), u8 family, octets, u16 port
+//	6 relays: each public key 32
+//	7 flags: uint; 1 relays for the receiver
+//
+// Messages and tags that are not known are ignored. What a peer announces is shown and never applied; its endpoints are probed.
+// Keys are replaced at once after connecting and then every two minutes. If the stream fails the tunnel goes on, until another
+// handshake has taken its place or its keys are three minutes old. An idle stream sends nothing.
+//
+// # Explanation
+//
+// Each attempt to connect keeps an account of its stages, NAT classes, outcome and remedy: see [Peer.Attempts].
+//
 // # Goroutines
 //
 // One a socket receives, and runs everything that an arriving datagram causes up to and including
 // Config.Inbound. One a Host looks after the links twice a second. An attempt to connect and a handshake being
-// answered have one each, while they last; so has a stream that is open. A peer that is idle or connected has none.
+// answered have one each, while they last; so has a stream that is open, and the control channel of a connected peer. A
+// peer that is not connected has none.
 // Close waits for all of them.
 //
 // # Limitations
 //
-//   - Tunnel keys are those of the handshake (epoch 0). They are not replaced while a link lives.
-//   - Paths are IPv4. Relays for data, port mapping and IPv6 candidates do not exist yet.
+//   - A control stream that fails is replaced by a new handshake, which needs the DHT.
+//   - Paths are IPv4. Port mapping and IPv6 candidates do not exist yet.
+//   - A relayed path does not survive a change of our own address: another handshake takes its place.
+//   - Datagrams of a relayed path are received one by one.
 //   - The MTU of a path is not probed: see package tunnel for the overhead that the inner MTU must leave.
 package session

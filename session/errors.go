@@ -27,6 +27,8 @@ var (
 	ErrClosed = errors.New("session: closed")
 	// ErrRemoved is the cause of ending a connection whose peer has been removed from the list.
 	ErrRemoved = errors.New("session: peer removed")
+	// ErrKeysExpired is the cause of ending a connection whose keys could not be replaced in time.
+	ErrKeysExpired = errors.New("session: keys could not be replaced in time")
 	// ErrNotConnected reports that a peer has no working path at the moment.
 	ErrNotConnected = errors.New("session: not connected")
 )

@@ -15,6 +15,7 @@ import (
 	"omegatun/dht"
 	"omegatun/dht/key"
 	"omegatun/punch"
+	"omegatun/session/relay"
 	"omegatun/session/secretstream"
 	"omegatun/session/tunnel"
 	"omegatun/session/udp"
@@ -55,6 +56,11 @@ type Config struct {
 	// KeepAlive is how long an ordered stream may be silent before an empty message is sent. Default: 5 s,
 	// as in npm hyperdht.
 	KeepAlive time.Duration
+	// RelayThrough are the keys of relays to meet peers at while there is no direct path to them. Default: listed
+	// peers that are connected and offer to relay.
+	RelayThrough []key.Public
+	// Relay makes the Host a blind relay for those that [ListenConfig].Relay names. Its Reserve is the Host's own. Default: none.
+	Relay *relay.Config
 	// Suites are the tunnel ciphers to offer. Default: those that this CPU does well.
 	Suites tunnel.Suites
 	// Logger receives what may interest an operator. Default: discard.
@@ -72,6 +78,8 @@ type Host struct {
 	client  Socket
 	server  Socket
 
+	relayServer *relay.Server // nil: the Host is no relay
+
 	links   sync.Map // receiver index (uint32) → *link
 	refused atomic.Uint64
 	dropped atomic.Uint64 // datagrams that belong to nothing
@@ -88,7 +96,11 @@ type Host struct {
 	listeners []*Listener
 	sinks     map[Socket]*probeSink           // of the sockets of punching attempts
 	relays    map[key.Public][]netip.AddrPort // nodes that led to a key before
-	closed    bool
+	announced Announced                       // what peers are told
+
+	relayConns map[key.Public]*relayConn
+	badRelays  map[key.Public]time.Time // when they failed
+	closed     bool
 }
 
 // probeSink hands the probes of an attempt's sockets to the attempt, which exists only after its first socket.
@@ -115,6 +127,9 @@ func New(cfg Config) (*Host, error) {
 		peers:  make(map[key.Public]*Peer),
 		sinks:  make(map[Socket]*probeSink),
 		relays: make(map[key.Public][]netip.AddrPort),
+
+		relayConns: make(map[key.Public]*relayConn),
+		badRelays:  make(map[key.Public]time.Time),
 	}
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
@@ -141,6 +156,9 @@ func New(cfg Config) (*Host, error) {
 		return nil, errors.Join(err, h.server.Close())
 	}
 	h.mux = udx.NewMux(udx.Config{Logger: h.log})
+	if cfg.Relay != nil {
+		h.relayServer = h.newRelayServer(*cfg.Relay)
+	}
 	node := cfg.DHT
 	node.Client, node.Server = h.client, h.server
 	if node.Logger == nil {
@@ -193,6 +211,7 @@ func (h *Host) NetworkChanged() {
 	for _, l := range listeners {
 		l.Refresh()
 	}
+	h.announceChanges()
 	now := time.Now()
 	h.eachLink(func(l *link) { l.check(now) })
 	for _, p := range h.Peers() {
@@ -243,6 +262,9 @@ func (h *Host) Close() error {
 	}
 	h.eachLink(func(l *link) { l.close(ErrClosed) })
 	err := errors.Join(h.mux.Close(), h.node.Close(), h.client.Close(), h.server.Close())
+	if h.relayServer != nil {
+		err = errors.Join(err, h.relayServer.Close())
+	}
 	h.wg.Wait()
 	return err
 }
@@ -269,7 +291,7 @@ type DialConfig struct {
 
 // offer is the tunnel offer for a link.
 func (h *Host) offer(index uint32) tunnel.Offer {
-	return tunnel.Offer{Index: index, Suites: h.cfg.Suites}
+	return tunnel.Offer{Index: index, Suites: h.cfg.Suites, Features: tunnel.FeaturePostQuantum}
 }
 
 func (h *Host) avoid(a netip.Addr) bool { return h.cfg.Avoid != nil && h.cfg.Avoid(a) }
@@ -282,8 +304,8 @@ func (h *Host) event(e PeerEvent) {
 
 // eachLink calls f for every link that has a tunnel.
 func (h *Host) eachLink(f func(*link)) {
-	h.links.Range(func(_, v any) bool {
-		if l := v.(*link); l != nil { // else an index that is only reserved
+	h.links.Range(func(k, v any) bool {
+		if l := v.(*link); l != nil && l.index == k { // else only reserved, or a later index of the same link
 			f(l)
 		}
 		return true
@@ -308,6 +330,13 @@ func (h *Host) pathChanged(l *link) {
 
 // linkLost starts a new connection beside one that has fallen silent.
 func (h *Host) linkLost(l *link) {
+	if r := l.cur.Load(); r != nil {
+		if s, ok := r.sock.(*relaySocket); ok { // it may be the relay that has gone
+			h.mu.Lock()
+			h.avoidRelayLocked(s.via)
+			h.mu.Unlock()
+		}
+	}
 	p := l.peer.Load()
 	if p == nil {
 		return
@@ -317,6 +346,20 @@ func (h *Host) linkLost(l *link) {
 	wanted := p.wanted
 	p.mu.Unlock()
 	if wanted {
+		p.dial()
+	}
+}
+
+// renew starts a new connection beside one that works, but not for much longer.
+func (h *Host) renew(l *link) {
+	p := l.peer.Load()
+	if p == nil || p.cur.Load() != l {
+		return
+	}
+	p.mu.Lock()
+	needed := !p.dialing && (p.wanted || l.busy(time.Now()))
+	p.mu.Unlock()
+	if needed {
 		p.dial()
 	}
 }

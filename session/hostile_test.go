@@ -146,7 +146,7 @@ func TestReplayedHandshakeIsHarmless(t *testing.T) {
 		if got := b.Peer(a.public()).cur.Load(); got != link {
 			t.Error("a replayed handshake replaced the link")
 		}
-		if n := len(b.Peer(a.public()).links); n != 1 {
+		if n := b.Peer(a.public()).linkCount(); n != 1 {
 			t.Errorf("%d links, want one", n)
 		}
 		l.mu.Lock()

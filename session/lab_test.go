@@ -72,6 +72,7 @@ type world struct {
 	t         *testing.T
 	net       *lab.Network
 	bootstrap []string
+	relays    []key.Public // that hosts started now meet others at
 }
 
 const worldNodes = 6
@@ -104,6 +105,7 @@ func (w *world) host(at *lab.Host, cfg Config) *Host {
 	cfg.Network = labNetwork{at}
 	cfg.Logger = slog.New(slog.NewTextHandler(w.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).
 		With("host", at.Name())
+	cfg.RelayThrough = w.relays
 	if cfg.DHT.Bootstrap == nil {
 		cfg.DHT.Bootstrap = w.bootstrap
 	}

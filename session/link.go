@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"omegatun/dht/compact"
 	"omegatun/dht/key"
 	"omegatun/punch"
 	"omegatun/session/noise"
@@ -29,13 +30,19 @@ const (
 	probesUnheard = 12              // probes by a responder that has not heard the initiator: about 2.5 s
 	probesToCheck = 8               // probes of an address that the peer was heard from: about 1 s
 	probeEvery    = 3 * time.Second // on a path with traffic
+	probeSpare    = 2 * time.Second // … if there is a relayed path to fall back to
+	deadRelay     = 3 * time.Second // as deadAfter, of a relayed path
 	hurryEvery    = 1 * time.Second // once a probe has not been answered
 	deadAfter     = 6500 * time.Millisecond
-	deadBeside    = 1500 * time.Millisecond // the same where another link to the peer works
+	deadSoon      = 1500 * time.Millisecond // the same where another link works, or a relay
+	deadChecked   = 1 * time.Second         // the same where there is a reason to doubt, and several probes are sent
+	doubtAfter    = 600 * time.Millisecond  // of silence in a conversation
 	keepAlive     = 25 * time.Second        // between probes of an idle path: NAT mappings live 30 s and more
 	trafficWindow = 10 * time.Second        // a path has traffic if data went either way within it
 	streamLinger  = 5 * time.Second         // how long the socket of a stream is kept after it ended
 	giveUpAfter   = 90 * time.Second        // without anything authentic a link is forgotten
+	overdueAfter  = 140 * time.Second       // age of keys at which the initiator makes another link: rekeying has failed
+	overdueMargin = 15 * time.Second        // how much later the responder does
 )
 
 // link is one completed handshake: its keys, its tunnel, its stream, and the paths they use. A link is
@@ -52,10 +59,12 @@ type link struct {
 	remote    key.Public
 	initiator bool
 	began     time.Time // message 1 was sent, or received
+	account   *account
 	result    noise.Result
 
-	epoch *tunnel.Epoch // nil: the two did not agree on a tunnel
-	index uint32        // names the tunnel in datagrams to us; 0 without one
+	epoch   *tunnel.Session // nil: the two did not agree on a tunnel
+	index   uint32          // names the tunnel in the first datagrams to us, and the link among all; 0 without one
+	control atomic.Pointer[control]
 
 	stream   *udx.Stream
 	secure   atomic.Pointer[secretstream.Conn] // on top of stream, once it is connected
@@ -72,29 +81,37 @@ type link struct {
 	up   chan struct{} // closed when the link is up
 	done chan struct{} // closed by close
 
-	mu        sync.Mutex // guards the fields below; taken after Peer.mu; nothing is sent or called under it
-	prober    prober
-	early     *route // where the stream was heard before the remote id was known
-	isUp      bool
-	upAt      time.Time
-	closed    bool
-	err       error
-	lastProbe time.Time // of the path in use
-	unheard   time.Time // first probe of the path in use since which nothing was heard; zero: none
-	suspect   bool
-	retireAt  time.Time            // a better link replaced this one; zero: none did
-	owned     []Socket             // closed with the link
-	waiting   map[uint64]chan Pong // by probe id; each channel has room for the answer
-	wake      chan struct{}        // capacity 1: the opening goroutine looks again
+	direct chan struct{} // closed when a path is in use that is not relayed
+
+	mu         sync.Mutex // guards the fields below; taken after Peer.mu; nothing is sent or called under it
+	prober     prober
+	controlled bool   // startControl was called
+	checked    bool   // several probes have been sent since unheard, because there is a reason to doubt
+	stale      bool   // the control stream has ended, or keys are overdue: another link should take the place of this one
+	early      *route // where the stream was heard before the remote id was known
+	isUp       bool
+	upAt       time.Time
+	closed     bool
+	err        error
+	lastProbe  time.Time // of the path in use
+	unheard    time.Time // first probe of the path in use since which nothing was heard; zero: none
+	suspect    bool
+	retireAt   time.Time            // a better link replaced this one; zero: none did
+	owned      []Socket             // closed with the link
+	waiting    map[uint64]chan Pong // by probe id; each channel has room for the answer
+	wake       chan struct{}        // capacity 1: the opening goroutine looks again
 }
 
 func (h *Host) newLink(local, remote key.Public, initiator bool, began time.Time) *link {
 	return &link{
 		host: h, local: local, remote: remote, initiator: initiator, began: began,
-		log:  h.log.With("peer", remote.Short()),
-		up:   make(chan struct{}),
-		done: make(chan struct{}),
-		wake: make(chan struct{}, 1),
+		log:     h.log.With("peer", remote.Short()),
+		account: newAccount(began, !initiator),
+		up:      make(chan struct{}),
+		done:    make(chan struct{}),
+
+		direct: make(chan struct{}),
+		wake:   make(chan struct{}, 1),
 	}
 }
 
@@ -104,7 +121,8 @@ func (l *link) startTunnel(ours, theirs tunnel.Offer) error {
 	if err != nil {
 		return err
 	}
-	if l.epoch, err = tunnel.NewEpoch(params, l.initiator, l.result.Tx, l.result.Rx, l.result.Hash); err != nil {
+	res := &l.result
+	if l.epoch, err = tunnel.NewSession(params, l.initiator, res.Tx, res.Rx, res.Hash, time.Now()); err != nil {
 		return err
 	}
 	l.host.links.Store(l.index, l) // from here on datagrams come in
@@ -148,18 +166,19 @@ func (l *link) keepSockets() []punch.Socket {
 	for _, c := range slices.Clone(l.prober.cands) {
 		s := c.route.sock
 		switch {
-		case l.host.isMain(s) || slices.Contains(l.owned, s):
+		case l.host.isMain(s) || slices.Contains(l.owned, s) || c.route.kind == PathRelay:
 		case c.route.heard.Load() != 0 || cur != nil && cur.sock == s:
 			keep = append(keep, s)
 			l.owned = append(l.owned, s)
 		}
 	}
-	if cur != nil && !l.host.isMain(cur.sock) && !slices.Contains(l.owned, cur.sock) { // a stream has no candidates
+	if cur != nil && cur.kind != PathRelay && !l.host.isMain(cur.sock) && !slices.Contains(l.owned, cur.sock) { // a stream has no candidates
 		keep = append(keep, cur.sock)
 		l.owned = append(l.owned, cur.sock)
 	}
 	l.prober.cands = slices.DeleteFunc(l.prober.cands, func(c *candidate) bool {
-		return !l.host.isMain(c.route.sock) && !slices.Contains(l.owned, c.route.sock)
+		s := c.route.sock
+		return !l.host.isMain(s) && !slices.Contains(l.owned, s) && c.route.kind != PathRelay
 	})
 	for _, s := range l.owned {
 		useBulk(s)
@@ -194,9 +213,15 @@ func (l *link) offer(sock Socket, remote netip.AddrPort, kind PathKind) {
 
 // offerStream points the stream at the address, unless the stream works already.
 func (l *link) offerStream(sock Socket, remote netip.AddrPort, kind PathKind) {
-	r := &route{sock: sock, remote: remote, kind: kind}
+	l.offerRoute(&route{sock: sock, remote: remote, kind: kind})
+}
+
+// offerRoute is offerStream for a route. A direct path takes over from a relayed one; see Host.relayStream for the way back.
+func (l *link) offerRoute(r *route) {
 	l.mu.Lock()
-	if l.closed || l.isUp {
+	cur := l.cur.Load()
+	upgrade := cur != nil && cur.kind == PathRelay && r.kind != PathRelay
+	if l.closed || l.isUp && !upgrade || !l.isUp && cur != nil && r.kind == PathRelay {
 		l.mu.Unlock()
 		return
 	}
@@ -205,21 +230,65 @@ func (l *link) offerStream(sock Socket, remote netip.AddrPort, kind PathKind) {
 		l.mu.Unlock()
 		return
 	}
-	first := l.cur.Load() == nil
+	first := cur == nil
 	l.cur.Store(r)
+	if l.isUp {
+		l.noteDirectLocked(r)
+	}
 	l.mu.Unlock()
+	id := cmp.Or(r.id, l.remoteID)
 	var err error
 	if first {
-		err = l.stream.Connect(sock, remote, l.remoteID)
+		err = l.stream.Connect(r.sock, r.remote, id)
 	} else {
-		err = l.stream.ChangeRemote(sock, remote, l.remoteID)
+		err = l.stream.ChangeRemote(r.sock, r.remote, id)
 	}
 	if err != nil {
-		l.log.Debug("stream refused a path", "remote", remote, "error", err)
+		l.log.Debug("stream refused a path", "remote", r.remote, "error", err)
 		return
 	}
 	if first {
 		l.secureStream()
+	} else if upgrade {
+		l.log.Info("path changed", "path", r.kind.String(), "remote", r.remote)
+		_ = l.stream.SendMessage(nil) // shows the peer the new path; lost like any datagram
+	}
+}
+
+// noteDirectLocked notes that r is in use. l.mu is held.
+func (l *link) noteDirectLocked(r *route) {
+	if r.kind != PathRelay && !isClosed(l.direct) {
+		close(l.direct)
+	}
+}
+
+// backToRelay moves a plain stream back to its relayed path, because the direct one does not work.
+func (l *link) backToRelay(r *route) {
+	l.mu.Lock()
+	if !l.closed {
+		l.cur.Store(r)
+	}
+	l.mu.Unlock()
+	if err := l.stream.ChangeRemote(r.sock, r.remote, r.id); err != nil {
+		l.log.Debug("stream refused a path", "remote", r.remote, "error", err)
+	}
+}
+
+// dropSocket forgets the paths of a relayed socket, which is about to close.
+func (l *link) dropSocket(s Socket) {
+	now := time.Now()
+	l.mu.Lock()
+	l.prober.remove(s)
+	r := l.cur.Load()
+	lost := r != nil && r.sock == s && l.isUp && !l.closed
+	if lost {
+		l.suspect, l.unheard = true, now
+		l.prober.wake(probesToOpen, now)
+	}
+	l.mu.Unlock()
+	if lost {
+		l.sendProbes(now)
+		l.host.linkLost(l)
 	}
 }
 
@@ -260,15 +329,18 @@ func (l *link) setRemoteID(id udx.ID) {
 	l.early = nil
 	l.mu.Unlock()
 	if early != nil && l.epoch == nil {
-		l.offerStream(early.sock, early.remote, early.kind)
+		l.offerRoute(early)
 	}
 }
 
 // acceptStream is the stream's hook for packets from a place it does not know.
 func (l *link) acceptStream(s udx.Socket, from netip.AddrPort) bool {
 	sock, ok := s.(Socket)
-	if !ok || l.host.avoid(from.Addr()) || l.epoch != nil {
+	if !ok || l.host.avoid(from.Addr()) {
 		return false
+	}
+	if l.epoch != nil {
+		return l.acceptControl(sock, from)
 	}
 	l.offerStream(sock, from, kindOf(from.Addr()))
 	return true
@@ -280,6 +352,14 @@ func kindOf(a netip.Addr) PathKind {
 		return PathLAN
 	}
 	return PathDirect
+}
+
+// kindOver is kindOf where the path may be a relayed one.
+func kindOver(s Socket, a netip.Addr) PathKind {
+	if _, ok := s.(*relaySocket); ok {
+		return PathRelay
+	}
+	return kindOf(a)
 }
 
 // poke makes the opening goroutine look at the candidates again.
@@ -342,11 +422,11 @@ func (l *link) ping(p probe) {
 	if l.cur.Load() == p.route {
 		kind = tunnel.Ping
 	}
-	l.control(p.route, tunnel.Control{Kind: kind, ID: p.id})
+	l.sendControl(p.route, tunnel.Control{Kind: kind, ID: p.id})
 }
 
-// control sends one control datagram along r.
-func (l *link) control(r *route, c tunnel.Control) {
+// sendControl sends one control datagram along r.
+func (l *link) sendControl(r *route, c tunnel.Control) {
 	plain := c.Append(make([]byte, 0, 64))
 	b, err := l.epoch.Seal(make([]byte, 0, len(plain)+tunnel.Overhead), plain)
 	if err == nil {
@@ -385,7 +465,7 @@ var trains = sync.Pool{New: func() any { return new(train) }}
 
 func (t *train) reset() { t.arena, t.datagrams = t.arena[:0], t.datagrams[:0] }
 
-func (t *train) seal(e *tunnel.Epoch, packet []byte) error {
+func (t *train) seal(e *tunnel.Session, packet []byte) error {
 	// Growing moves the arena; datagrams already sealed stay valid in the old one.
 	n := len(packet) + tunnel.Overhead
 	if cap(t.arena)-len(t.arena) < n {
@@ -412,11 +492,14 @@ func (l *link) authentic(sock Socket, from netip.AddrPort, now time.Time) {
 	l.mu.Lock()
 	known := l.prober.heard(sock, from, probesToCheck, now)
 	l.mu.Unlock()
-	if known {
-		l.poke()
-		return
+	if !known {
+		l.offer(sock, from, kindOver(sock, from.Addr()))
 	}
-	l.offer(sock, from, kindOf(from.Addr()))
+	if isClosed(l.up) {
+		l.sendProbes(now) // the peer has moved: find out at once
+	} else {
+		l.poke()
+	}
 }
 
 // handleControl acts on an authentic control datagram.
@@ -428,7 +511,11 @@ func (l *link) handleControl(sock Socket, from netip.AddrPort, b []byte, now tim
 	}
 	switch c.Kind {
 	case tunnel.Ping, tunnel.PathProbe:
-		l.control(&route{sock: sock, remote: from}, tunnel.Control{Kind: tunnel.Pong, ID: c.ID, Observed: from})
+		pong := tunnel.Control{Kind: tunnel.Pong, ID: c.ID, Time: c.Time, Observed: from}
+		if kindOver(sock, from.Addr()) == PathRelay {
+			pong.Observed = netip.AddrPort{}
+		}
+		l.sendControl(&route{sock: sock, remote: from}, pong)
 	case tunnel.Pong:
 		l.handlePong(sock, from, c, now)
 	case tunnel.Close:
@@ -452,13 +539,18 @@ func (l *link) handlePong(sock Socket, from netip.AddrPort, c tunnel.Control, no
 	rtt := now.Sub(sentAt)
 	r.rtt.Store(int64(rtt))
 	r.heard.Store(now.UnixNano())
-	l.unheard = time.Time{}
-	l.suspect = false
 	cur := l.cur.Load()
-	change := betterRoute(cur, r, sentAt, now)
+	change := betterRoute(cur, r, l.suspect, sentAt, now)
+	if change && !l.suspect && now.Before(cand.bar) {
+		change = false
+	}
 	if change {
 		l.cur.Store(r)
 		l.lastProbe = now
+	}
+	if change || r == cur {
+		l.unheard, l.suspect, l.checked = time.Time{}, false, false
+		l.noteDirectLocked(r)
 	}
 	first := !l.isUp
 	if first {
@@ -474,9 +566,13 @@ func (l *link) handlePong(sock Socket, from netip.AddrPort, c tunnel.Control, no
 	}
 	switch {
 	case first:
+		l.account.connected(r.path(), rtt)
 		l.log.Info("connected", "path", r.kind.String(), "remote", r.remote, "rtt", rtt)
 		l.host.linkUp(l)
+		l.startControl(r)
 	case change:
+		l.account.connected(r.path(), rtt)
+		l.moveControl(r)
 		l.log.Info("path changed", "path", r.kind.String(), "remote", r.remote, "rtt", rtt)
 		l.host.pathChanged(l)
 	}
@@ -555,6 +651,7 @@ func (l *link) streamUp() {
 	if first {
 		l.isUp, l.upAt = true, time.Now()
 		close(l.up)
+		l.noteDirectLocked(l.cur.Load())
 	}
 	l.mu.Unlock()
 }
@@ -569,16 +666,25 @@ func (l *link) maintain(now time.Time) {
 	var due []probe
 	var lost, close bool
 	l.mu.Lock()
-	heard := time.Unix(0, l.heard.Load())
+	heard := time.Unix(0, r.heard.Load())
 	if !l.unheard.IsZero() && heard.After(l.unheard) {
-		l.unheard, l.suspect = time.Time{}, false
+		l.unheard, l.suspect, l.checked = time.Time{}, false, false
 	}
+	l.prober.refresh(r, now)
+	spare := l.prober.spare(r, now)
 	every := keepAlive
-	if now.Sub(time.Unix(0, max(l.sent.Load(), l.received.Load()))) < trafficWindow {
+	switch {
+	case l.busy(now) && spare:
+		every = probeSpare
+	case l.busy(now):
 		every = probeEvery
 	}
 	if !l.unheard.IsZero() {
 		every = hurryEvery
+	}
+	if !l.checked && l.doubtful(r, now) {
+		l.prober.add(r.sock, r.remote, r.kind, 4, now)
+		l.unheard, l.checked, l.lastProbe = now, true, now
 	}
 	quiet := now.Sub(heard) >= every || every != keepAlive
 	if quiet && now.Sub(l.lastProbe) >= every {
@@ -592,41 +698,95 @@ func (l *link) maintain(now time.Time) {
 		}
 	}
 	dead := deadAfter
-	if p := l.peer.Load(); p != nil && p.alternatives.Load() > 0 {
-		dead = deadBeside
+	if r.kind == PathRelay {
+		dead = deadRelay
+	}
+	if l.checked {
+		dead = max(deadChecked, 4*time.Duration(r.rtt.Load()))
+	} else if p := l.peer.Load(); spare || p != nil && p.alternatives.Load() > 0 {
+		dead = deadSoon
 	}
 	if !l.unheard.IsZero() && now.Sub(l.unheard) >= dead && !l.suspect {
 		l.suspect, lost = true, true
-		l.prober.wake(probesToOpen, now)
+		l.prober.fail(r, now)
 	}
-	if l.suspect && now.Sub(heard) > giveUpAfter || !l.retireAt.IsZero() && now.After(l.retireAt) {
+	if l.suspect && now.Sub(time.Unix(0, l.heard.Load())) > giveUpAfter || !l.retireAt.IsZero() && now.After(l.retireAt) {
 		close = true
 	}
 	more, _ := l.prober.advance(now)
 	due = append(due, more...)
 	l.mu.Unlock()
 
+	alive := l.maintainKeys(now)
+
 	for _, p := range due {
 		l.ping(p)
 	}
 	if lost {
+		l.account.step(StagePath, "%v does not answer any more", r.remote)
 		l.log.Info("path silent, trying others", "remote", r.remote)
 		l.host.linkLost(l)
 	}
-	if close {
+	switch {
+	case !alive:
+		l.close(ErrKeysExpired)
+	case close:
 		l.close(ErrNotConnected)
 	}
+}
+
+// maintainKeys asks for new keys in time and destroys old ones. It reports whether there are any left.
+func (l *link) maintainKeys(now time.Time) (alive bool) {
+	gone, alive := l.epoch.Expire(now)
+	for _, index := range gone {
+		if index != l.index {
+			l.host.links.Delete(index)
+		}
+	}
+	l.rekey(now)
+	_, age := l.epoch.Number(now)
+	limit := overdueAfter
+	if !l.initiator {
+		limit += overdueMargin
+	}
+	if age > limit {
+		l.mu.Lock()
+		l.stale = true
+		l.mu.Unlock()
+		l.host.renew(l)
+	}
+	return alive
+}
+
+// doubtful reports whether packets went both ways over r until a moment ago, and now only ours do.
+func (l *link) doubtful(r *route, now time.Time) bool {
+	heard := r.heard.Load()
+	limit := max(doubtAfter, 3*time.Duration(r.rtt.Load()))
+	return now.Sub(time.Unix(0, l.received.Load())) < 3*time.Second &&
+		now.Sub(time.Unix(0, heard)) >= limit && time.Duration(l.sent.Load()-heard) >= limit/2
+}
+
+// busy reports whether data went either way lately.
+func (l *link) busy(now time.Time) bool {
+	return now.Sub(time.Unix(0, max(l.sent.Load(), l.received.Load()))) < trafficWindow
 }
 
 // check makes maintain probe everything at once: the network has changed.
 func (l *link) check(now time.Time) {
 	l.mu.Lock()
 	l.prober.wake(probesToCheck, now)
-	if l.unheard.IsZero() {
+	if l.checked = true; l.unheard.IsZero() {
 		l.unheard = now
 	}
 	l.mu.Unlock()
 	l.sendProbes(now)
+}
+
+// sound reports whether the link is healthy and will stay so.
+func (l *link) sound() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.isUp && !l.closed && !l.suspect && !l.stale
 }
 
 // healthy reports whether the link is up and its path answers.
@@ -644,8 +804,11 @@ func (l *link) cause() error {
 
 // goodbye tells the peer that we close, so that it need not find out by silence.
 func (l *link) goodbye(code tunnel.CloseCode) {
+	if c := l.control.Load(); c != nil {
+		c.send(messageGoodbye, compact.AppendUint(nil, uint64(code)))
+	}
 	if r := l.cur.Load(); r != nil && l.epoch != nil {
-		l.control(r, tunnel.Control{Kind: tunnel.Close, Code: code})
+		l.sendControl(r, tunnel.Control{Kind: tunnel.Close, Code: code})
 	}
 }
 
@@ -657,6 +820,7 @@ func (l *link) close(cause error) {
 		return
 	}
 	l.closed, l.err = true, cause
+	l.account.failed(cause)
 	owned := l.owned
 	l.owned = nil
 	close(l.done)
@@ -664,6 +828,11 @@ func (l *link) close(cause error) {
 
 	if l.index != 0 {
 		l.host.links.Delete(l.index)
+	}
+	if l.epoch != nil {
+		for _, index := range l.epoch.Indexes() {
+			l.host.links.Delete(index)
+		}
 	}
 	if l.stream != nil && !isClosed(l.stream.Done()) { // what a finished stream has received can still be read
 		l.stream.Reset(cause)

@@ -36,6 +36,9 @@ type ListenConfig struct {
 	Admit func(Caller) error
 	// Tunnels lets callers that are peers of the Host (see [Host.AddPeer]) open a tunnel.
 	Tunnels bool
+	// Relay says for whom the Host is a relay: the streams of these callers are not accepted, but serve to arrange relaying. It is
+	// only asked if [Config].Relay is set. Default: nobody.
+	Relay func(key.Public) bool
 }
 
 // Caller is who asks to connect.
@@ -53,6 +56,7 @@ type Listener struct {
 	ann  *dht.Announcement
 
 	accepted chan *secretstream.Conn
+	serving  chan struct{} // closed once ann is set: handshakes may come before
 	closed   chan struct{}
 	limit    *rate.Limiter
 
@@ -72,6 +76,7 @@ type slot struct {
 	noise    []byte // second message; nil: silence
 	sock     Socket // it leaves from; nil: the one asked
 	puncher  *punch.Server
+	meeting  *relayed // at a relay, from before the answer; nil: none
 }
 
 // Listen announces the key in the DHT and answers whoever cfg admits. It returns at once;
@@ -80,6 +85,7 @@ func (h *Host) Listen(k key.Private, cfg ListenConfig) (*Listener, error) {
 	l := &Listener{
 		host: h, key: k, cfg: cfg,
 		accepted: make(chan *secretstream.Conn, acceptBacklog),
+		serving:  make(chan struct{}),
 		closed:   make(chan struct{}),
 		limit:    rate.NewLimiter(handshakeRate, handshakeBurst),
 		byMsg:    make(map[key.Target]*slot),
@@ -89,6 +95,7 @@ func (h *Host) Listen(k key.Private, cfg ListenConfig) (*Listener, error) {
 		return nil, err
 	}
 	l.ann = ann
+	close(l.serving)
 	h.mu.Lock()
 	h.listeners = append(h.listeners, l)
 	h.mu.Unlock()
@@ -242,6 +249,11 @@ func (l *Listener) forget(s *slot) {
 //
 // Source: hyperdht.md 10.2; npm hyperdht, lib/server.js (_addHandshake).
 func (l *Listener) answer(s *slot, req *dht.HandshakeRequest) {
+	select {
+	case <-l.serving: // about at once
+	case <-l.host.ctx.Done():
+		return
+	}
 	lk, noise, sock := l.shake(s, req)
 	l.mu.Lock()
 	s.answered, s.noise, s.sock = true, noise, sock
@@ -276,22 +288,31 @@ func (l *Listener) open(s *slot, lk *link) {
 	l.mu.Lock()
 	puncher := s.puncher
 	l.mu.Unlock()
+	trying := ways{last: func() { cancel(errNoneAnswered) }} // unless the link is up
+	trying.add()
+	if s.meeting != nil {
+		trying.add()
+		h.relay(lk, s.meeting, 0, func(error) { trying.done() })
+	}
 	if puncher == nil {
-		defer time.AfterFunc(slotLife, func() { cancel(errNoneAnswered) }).Stop()
+		defer time.AfterFunc(slotLife, trying.done).Stop()
 	} else {
 		h.wg.Go(func() {
 			select {
 			case <-puncher.Done():
+				report := puncher.Report()
+				lk.account.nats(report.Local, report.Remote)
+				lk.account.step(StagePath, "%v", puncher.Err())
 				lk.log.Debug("hole punching ended", "error", puncher.Err())
 				lk.settle()
-			case <-lk.up:
+			case <-lk.direct:
 			case <-lk.done:
 			case <-l.closed:
 			}
 			if err := puncher.Close(lk.keepSockets()...); err != nil {
 				lk.log.Debug("closing punch sockets", "error", err)
 			}
-			cancel(errNoneAnswered) // unless the link is up
+			trying.done()
 		})
 	}
 	if err := lk.open(ctx); err != nil {
@@ -300,6 +321,14 @@ func (l *Listener) open(s *slot, lk *link) {
 	}
 	if lk.epoch == nil {
 		l.deliver(lk)
+	}
+	if puncher != nil { // while relayed, the client may go on punching
+		select {
+		case <-puncher.Done():
+		case <-lk.direct:
+		case <-lk.done:
+		case <-l.closed:
+		}
 	}
 }
 
@@ -347,6 +376,12 @@ func (l *Listener) shake(s *slot, req *dht.HandshakeRequest) (lk *link, msg []by
 		ours.Holepunch = info
 	}
 	ours.RelayAddresses = l.ann.Addresses()
+	if req.Direct || dht.Firewall(theirs.Firewall) == dht.FirewallOpen {
+		theirs.RelayThrough = nil // it is reached without
+	} else {
+		ours.RelayThrough = h.nameRelay(caller.Key)
+	}
+	s.meeting = h.meeting(lk, theirs.RelayThrough, ours.RelayThrough)
 	offer, offered, err := tunnel.ParseOffer(theirs.Trailer)
 	peer := h.Peer(caller.Key)
 	wantTunnel := l.cfg.Tunnels && peer != nil && offered && err == nil
@@ -370,6 +405,9 @@ func (l *Listener) shake(s *slot, req *dht.HandshakeRequest) (lk *link, msg []by
 			return lk, nil, nil
 		}
 		lk.peer.Store(peer)
+		lk.account.nats(h.firewall(), dht.Firewall(theirs.Firewall))
+		lk.account.step(StageHandshake, "the peer asks from %v", req.Client)
+		peer.noteAttempt(lk.account)
 	}
 	lk.setRemoteID(udx.ID(theirs.UDX.ID))
 	return lk, msg, l.findPath(s, lk, req, &theirs)
@@ -430,6 +468,10 @@ func (l *Listener) findPath(s *slot, lk *link, req *dht.HandshakeRequest, theirs
 // deliver hands a link's stream to Accept.
 func (l *Listener) deliver(lk *link) {
 	c := lk.secure.Load()
+	if h := l.host; h.relayServer != nil && l.cfg.Relay != nil && l.cfg.Relay(lk.remote) {
+		h.wg.Go(func() { h.serveRelay(lk, c) })
+		return
+	}
 	select {
 	case l.accepted <- c:
 		return

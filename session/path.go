@@ -4,8 +4,12 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
+
+	"omegatun/dht/key"
+	"omegatun/session/udx"
 )
 
 // PathKind says what a path runs through. A smaller kind is better.
@@ -35,7 +39,8 @@ func (k PathKind) String() string {
 type Path struct {
 	Kind   PathKind
 	Local  netip.AddrPort
-	Remote netip.AddrPort
+	Remote netip.AddrPort // of the relay, if there is one
+	Relay  key.Public     // zero: none, or the path of a plain stream
 }
 
 // route is a path in use: where datagrams of a link are sent.
@@ -43,6 +48,7 @@ type route struct {
 	sock   Socket
 	remote netip.AddrPort
 	kind   PathKind
+	id     udx.ID // of a plain stream at the relay; 0: the peer's
 
 	heard atomic.Int64 // Unix nanoseconds when the last authentic datagram came this way
 	rtt   atomic.Int64 // nanoseconds, of the last answered probe; 0 before
@@ -51,7 +57,11 @@ type route struct {
 func (r *route) is(s Socket, remote netip.AddrPort) bool { return r.sock == s && r.remote == remote }
 
 func (r *route) path() Path {
-	return Path{Kind: r.kind, Local: r.sock.LocalAddr(), Remote: r.remote}
+	p := Path{Kind: r.kind, Local: r.sock.LocalAddr(), Remote: r.remote}
+	if s, ok := r.sock.(*relaySocket); ok {
+		p.Relay = s.via
+	}
+	return p
 }
 
 const (
@@ -65,6 +75,10 @@ const (
 	firstProbeWait = 20 * time.Millisecond  // after the first probe; doubles
 	recheckWait    = time.Second            // between two looks at an address that the peer also sends from
 	maxProbeWait   = 250 * time.Millisecond // while a link has no path
+
+	keepRelay   = 20 * time.Second // between probes of a relayed path that is not in use: relays forget idle ones after a minute
+	retryBetter = 10 * time.Second // between looks for a better path than the one in use
+	barFailed   = 40 * time.Second // before a path that failed may take over again from a worse one that works
 )
 
 // candidate is an address that might work.
@@ -74,6 +88,7 @@ type candidate struct {
 	wait  time.Duration // between the next probe and the one after it
 	left  int           // probes until it rests
 	begun time.Time     // when probing last began
+	bar   time.Time     // it failed while it was in use: not to be preferred to one that works before this time
 	sent  [outstanding]probeSent
 	n     int // probes sent in all
 }
@@ -130,6 +145,51 @@ func (p *prober) heard(sock Socket, remote netip.AddrPort, probes int, now time.
 		return true
 	}
 	return false
+}
+
+// heardFrom returns the route of a candidate from which authentic datagrams have come, or nil.
+func (p *prober) heardFrom(sock Socket, remote netip.AddrPort) *route {
+	for _, c := range p.cands {
+		if c.route.is(sock, remote) && c.route.heard.Load() != 0 {
+			return c.route
+		}
+	}
+	return nil
+}
+
+// refresh sees to it that paths beside cur stay known: relayed ones are kept open, and better ones are looked for again.
+func (p *prober) refresh(cur *route, now time.Time) {
+	for _, c := range p.cands {
+		switch {
+		case c.route == cur || !c.next.IsZero():
+		case c.route.kind == PathRelay && now.Sub(c.begun) >= keepRelay:
+			c.start(2, now)
+		case c.route.kind < cur.kind && now.Sub(c.begun) >= retryBetter:
+			c.start(3, now)
+		}
+	}
+}
+
+// spare reports whether there is a relayed path beside cur that was heard lately.
+func (p *prober) spare(cur *route, now time.Time) bool {
+	return slices.ContainsFunc(p.cands, func(c *candidate) bool {
+		return c.route != cur && c.route.kind == PathRelay && now.Sub(time.Unix(0, c.route.heard.Load())) < 2*keepRelay
+	})
+}
+
+// fail notes that the path in use has stopped working, and probes all others.
+func (p *prober) fail(cur *route, now time.Time) {
+	for _, c := range p.cands {
+		if c.route == cur {
+			c.bar = now.Add(barFailed)
+		}
+	}
+	p.wake(probesToOpen, now)
+}
+
+// remove forgets the candidates of a socket.
+func (p *prober) remove(s Socket) {
+	p.cands = slices.DeleteFunc(p.cands, func(c *candidate) bool { return c.route.sock == s })
 }
 
 // wake probes every candidate again.
@@ -200,13 +260,16 @@ func (p *prober) tried() []Path {
 	return paths
 }
 
-// betterRoute reports whether next, which has just answered a probe sent at sent, should replace cur.
-func betterRoute(cur, next *route, sent, now time.Time) bool {
+// betterRoute reports whether next, which has just answered a probe sent at sent, should replace cur. cur is suspect if it
+// has not answered for long.
+func betterRoute(cur, next *route, suspect bool, sent, now time.Time) bool {
 	switch {
 	case cur == nil:
 		return true
 	case cur == next:
 		return false
+	case suspect:
+		return true
 	case next.kind < cur.kind:
 		return true
 	}

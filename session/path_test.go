@@ -132,7 +132,7 @@ func TestBetterRoute(t *testing.T) {
 		{"a worse one while the old one is quiet for a moment", mk(PathLAN, time.Second), mk(PathDirect, 0), false},
 		{"a worse one after the old one died", mk(PathLAN, 7*time.Second), mk(PathDirect, 0), true},
 	} {
-		if got := betterRoute(tt.cur, tt.next, sent, now); got != tt.want {
+		if got := betterRoute(tt.cur, tt.next, false, sent, now); got != tt.want {
 			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
 		}
 	}

@@ -72,6 +72,8 @@ type Peer struct {
 	removed   bool
 	retry     chan struct{} // capacity 1: do not wait any longer before trying again
 	connected int           // how many times
+	attempts  []*account    // latest last
+	announced Announced     // by the peer; slices are replaced, not changed
 }
 
 // AddPeer lists a peer: it may open tunnels to us, and [Peer.Send] may open one to it. Adding it again
@@ -211,7 +213,7 @@ func (p *Peer) Send(packets [][]byte) error {
 // dial starts looking for the peer, unless that is going on or not needed.
 func (p *Peer) dial() {
 	p.mu.Lock()
-	if p.dialing || p.removed || p.healthyLocked() {
+	if p.dialing || p.removed || p.soundLocked() {
 		p.mu.Unlock()
 		p.hurry()
 		return
@@ -246,7 +248,7 @@ func (p *Peer) dialUntilConnected(ctx context.Context) {
 		var err error
 		if ctx.Err() == nil {
 			_, err = h.dial(ctx, dialing{
-				local: h.cfg.Identity, remote: p.key, tunnel: true, needless: p.healthy,
+				local: h.cfg.Identity, remote: p.key, tunnel: true, needless: p.sound,
 			})
 			<-h.dials
 			if err == nil { // linkUp has given the link to the peer
@@ -255,7 +257,7 @@ func (p *Peer) dialUntilConnected(ctx context.Context) {
 			}
 		}
 		p.mu.Lock()
-		done := ctx.Err() != nil || p.healthyLocked() || p.removed
+		done := ctx.Err() != nil || p.soundLocked() || p.removed
 		giveUp := !p.wanted && wait >= 8*time.Second
 		if !done {
 			p.lastErr = err
@@ -285,7 +287,7 @@ func (p *Peer) dialUntilConnected(ctx context.Context) {
 func (p *Peer) dialEnded(err error) {
 	p.mu.Lock()
 	p.dialing, p.cancel = false, nil
-	again := p.wanted && err != nil && !p.removed && !p.healthyLocked() && p.host.ctx.Err() == nil
+	again := p.wanted && err != nil && !p.removed && !p.soundLocked() && p.host.ctx.Err() == nil
 	p.changeLocked()
 	p.mu.Unlock()
 	if again {
@@ -293,15 +295,30 @@ func (p *Peer) dialEnded(err error) {
 	}
 }
 
-// healthy reports whether the peer has a connection that works.
-func (p *Peer) healthy() bool {
+// sound reports whether the peer has a connection that works and will go on working.
+func (p *Peer) sound() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.healthyLocked()
+	return p.soundLocked()
 }
 
-func (p *Peer) healthyLocked() bool {
-	return slices.ContainsFunc(p.links, (*link).healthy)
+func (p *Peer) soundLocked() bool {
+	return slices.ContainsFunc(p.links, (*link).sound)
+}
+
+// heardOf notes what the peer announces, all of it or changes, and returns all that is known now.
+func (p *Peer) heardOf(b []byte, all bool) (Announced, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	a := p.announced
+	if all {
+		a = Announced{}
+	}
+	err := a.update(b)
+	if err == nil {
+		p.announced = a
+	}
+	return a, err
 }
 
 // changeLocked wakes those who wait for a change of state. p.mu is held.
@@ -472,6 +489,10 @@ type PeerStatus struct {
 	Rejected  uint64 // datagrams that failed authentication
 	Replayed  uint64 // datagrams that had been received before, or too long ago
 	Err       error  // why the last attempt to connect failed; nil once connected
+
+	Epoch     uint64        // number of the keys in use: 0 are those of the handshake
+	KeyAge    time.Duration // of the keys in use
+	Announced Announced     // what the peer says about itself, when it was last connected; not to be changed
 }
 
 // Status returns a snapshot.
@@ -484,7 +505,7 @@ func (p *Peer) Status() PeerStatus {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s.Since, s.Err = p.since, p.lastErr
+	s.Since, s.Err, s.Announced = p.since, p.lastErr, p.announced
 	l := p.cur.Load()
 	if l == nil {
 		if p.dialing {
@@ -497,6 +518,7 @@ func (p *Peer) Status() PeerStatus {
 		s.State = PeerSilent
 	}
 	s.Initiator, s.Suite = l.initiator, l.suite()
+	s.Epoch, s.KeyAge = l.epoch.Number(time.Now())
 	if ns := l.heard.Load(); ns != 0 {
 		s.LastAuth = time.Unix(0, ns)
 	}

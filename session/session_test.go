@@ -98,6 +98,12 @@ func (e *end) wantPacket(t *testing.T, from key.Public, text string) {
 	}
 }
 
+func (p *Peer) linkCount() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.links)
+}
+
 // connected waits until e has a tunnel to k and returns how long that took.
 func (e *end) connected(t *testing.T, k key.Public) time.Duration {
 	t.Helper()
@@ -179,7 +185,7 @@ func TestBothDialAtOnce(t *testing.T) {
 				time.Sleep(15 * time.Second) // both sides have made up their minds, and the loser is gone
 				exchange(t, a, b)
 				la, lb := a.Peer(b.public()), b.Peer(a.public())
-				if n, m := len(la.links), len(lb.links); n != 1 || m != 1 {
+				if n, m := la.linkCount(), lb.linkCount(); n != 1 || m != 1 {
 					t.Errorf("%d and %d links are left, want one", n, m)
 				}
 				if la.cur.Load().initiator == lb.cur.Load().initiator {
@@ -265,7 +271,7 @@ func testRestart(t *testing.T, after time.Duration, lower bool) {
 	b.connected(t, a.public())
 	time.Sleep(100 * time.Millisecond) // up on the other side, too
 	exchange(t, a, b)
-	if n := len(b.Peer(a.public()).links); n != 1 {
+	if n := b.Peer(a.public()).linkCount(); n != 1 {
 		t.Fatalf("%d links, want the one that b dialled", n)
 	}
 	time.Sleep(after)

@@ -54,7 +54,11 @@ type direction struct {
 // of this side, hash is the handshake hash. The caller must not use tx and rx for anything that is sealed with
 // AEAD nonces of its own.
 func NewEpoch(p Params, initiator bool, tx, rx [32]byte, hash [64]byte) (*Epoch, error) {
-	send, receive := epochKey(tx, hash), epochKey(rx, hash)
+	return newEpoch(p, initiator, epochKey(tx, hash), epochKey(rx, hash))
+}
+
+// newEpoch makes an epoch of two keys.
+func newEpoch(p Params, initiator bool, send, receive [32]byte) (*Epoch, error) {
 	defer clear(send[:])
 	defer clear(receive[:])
 	e := &Epoch{params: p}

@@ -43,13 +43,28 @@
 // refuses everything else with [ErrUnconfirmed]. Whoever uses the Epoch bounds how many it sends, since a replayed
 // message can name any address. The initiator sends something at once, a ping or a [Keepalive].
 //
+// # Rekeying
+//
+// A [Session] follows the keys of the handshake with others. The initiator asks, the responder answers; both messages travel on an
+// authenticated channel of the same session. Each holds what its sender wants datagrams to carry in the new epoch:
+//
+//	uint number of the epoch, u32 receiver index, X25519 share 32, buffer: ML-KEM-768 encapsulation key, in the answer ciphertext
+//
+// The ML-KEM part is there if both sides have [FeaturePostQuantum], and empty otherwise. The keys form a chain, whose secret n
+// depends on all exchanges up to n:
+//
+//	chain 0   BLAKE2b-256, keyed with the initiator's split key, of "omegatun chain 1" ‖ responder's split key ‖ handshake hash
+//	extract   HKDF-SHA-256, salt: chain n-1; secret: X25519 secret ‖ ML-KEM secret
+//	expand    with "omegatun epoch 1" ‖ SHA-256(request ‖ answer) to 96 bytes: chain n, initiator's key, responder's key
+//
+// The responder goes on sealing with the old key until a datagram of the new epoch has come. Old keys open for 10 s more; no key
+// lives longer than 180 s.
+//
 // # Limitations
 //
-//   - Epoch 0 is the only one: there is no rekeying yet. A session ends at 2^60 datagrams in one direction, 2^32
-//     with AES-GCM, and its keys are not replaced by age. An epoch has a receiver index of its own on either
-//     side, so further ones fit the format as it is.
-//   - [FeaturePostQuantum] is therefore never agreed to do anything.
-//   - Keys are overwritten by [Epoch.Close], but the Go runtime may have copied them while it moved stacks.
+//   - Only the initiator starts a rekeying.
+//   - Keys are overwritten when their time is over, but the Go runtime may have copied them while it moved stacks. The private halves
+//     of the key exchange are left to the garbage collector.
 package tunnel
 
 import (

@@ -45,6 +45,13 @@ type vectors struct {
 		Note string
 		Wire hexBytes
 	}
+	KemSeed hexBytes
+	Rekeys  []struct { // the first has only the chain of the handshake
+		Number                            uint64
+		PostQuantum                       bool
+		Private, Request, Answer          hexBytes
+		Chain, InitiatorKey, ResponderKey hexBytes
+	}
 }
 
 var loadOnce = sync.OnceValues(func() (v vectors, err error) {

@@ -3,7 +3,9 @@
 
 Needs the "cryptography" package. The layout is that of the package comment of tunnel.go; nothing here is random.
 """
-import hashlib, json, pathlib, struct
+import hashlib, hmac, json, pathlib, struct
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 INITIATOR_TX = bytes(range(0, 32))   # split key, initiator to responder
@@ -11,6 +13,7 @@ RESPONDER_TX = bytes(range(32, 64))  # split key, responder to initiator
 HASH = bytes(range(64, 128))
 INDEX = {"initiator": 0x01020304, "responder": 0xA1A2A3A4}  # receiver indexes
 CHACHA, AES = 1, 2
+KEM_SEED = bytes(range(128, 192))
 
 
 def uint(n):
@@ -49,6 +52,53 @@ def control(kind, body=b""):
     return bytes([1, kind]) + body
 
 
+def public(private):
+    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def rekey(number, index, private, kem):
+    return uint(number) + struct.pack("<I", index) + public(private) + uint(len(kem)) + kem
+
+
+def hkdf(salt, secret, info, size):
+    prk, out, block = hmac.digest(salt, secret, "sha256"), b"", b""
+    for i in range(1, size // 32 + 1):
+        block = hmac.digest(prk, block + info + bytes([i]), "sha256")
+        out += block
+    return out
+
+
+def chained(chain, number, ek, ciphertext, kem_secret):
+    """The epoch that follows from a chain secret, with fixed private keys."""
+    ask, reply = bytes([0x40 + number]) * 32, bytes([0x60 + number]) * 32
+    request = rekey(number, 0x11110000 + number, ask, ek)
+    answer = rekey(number, 0x22220000 + number, reply, ciphertext)
+    x25519 = X25519PrivateKey.from_private_bytes(ask).exchange(
+        X25519PrivateKey.from_private_bytes(reply).public_key())
+    info = b"omegatun epoch 1" + hashlib.sha256(request + answer).digest()
+    out = hkdf(chain, x25519 + kem_secret, info, 96)
+    return out[:32], {
+        "number": number, "private": ask.hex(), "postQuantum": bool(ek), "request": request.hex(), "answer": answer.hex(),
+        "chain": out[:32].hex(), "initiatorKey": out[32:64].hex(), "responderKey": out[64:].hex(),
+    }
+
+
+def rekeys():
+    """One epoch without ML-KEM and one with it. Ciphertexts are random: that of the file is used again."""
+    chain = hashlib.blake2b(b"omegatun chain 1" + RESPONDER_TX + HASH, key=INITIATOR_TX, digest_size=32).digest()
+    first = {"chain": chain.hex()}
+    chain, second = chained(chain, 1, b"", b"", b"")
+    kem = MLKEM768PrivateKey.from_seed_bytes(KEM_SEED)
+    try:
+        ciphertext = bytes.fromhex(json.loads(path.read_text())["rekeys"][2]["answer"])[-1088:]
+    except (FileNotFoundError, KeyError):
+        _, ciphertext = kem.public_key().encapsulate()
+    secret = kem.decapsulate(ciphertext)
+    _, third = chained(chain, 2, kem.public_key().public_bytes_raw(), ciphertext, secret)
+    return [first, second, third]
+
+
+path = pathlib.Path(__file__).with_name("vectors.json")
 ip4 = bytes.fromhex("4500001c000000004011") + bytes(18)
 ip6 = bytes.fromhex("60000000000811ff") + bytes(40)
 ping = control(2, struct.pack("<QQ", 0xF0F1F2F3F4F5F6F7, 0x0102030405060708))
@@ -87,6 +137,7 @@ out = {
         {"note": "close", "wire": control(7, struct.pack("<H", 2)).hex()},
         {"note": "unknown kind", "wire": control(200).hex()},
     ],
+    "kemSeed": KEM_SEED.hex(),
+    "rekeys": rekeys(),
 }
-path = pathlib.Path(__file__).with_name("vectors.json")
 path.write_text(json.dumps(out, indent=1) + "\n")
