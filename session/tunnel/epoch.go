@@ -145,22 +145,13 @@ func (e *Epoch) Seal(dst, plaintext []byte) ([]byte, error) {
 	if e.send.aead == nil {
 		return nil, ErrClosed
 	}
-	if e.counter.Load() >= e.limit { // keeps the counter from growing for ever
-		return nil, ErrExhausted
-	}
-	counter := e.counter.Add(1) - 1
-	if counter >= e.limit {
-		return nil, ErrExhausted
-	}
 	nonce := e.nonces.Get().(*[nonceSize]byte)
-	e.nonce(nonce, counter)
-	start := len(dst)
-	dst = append(dst, class, version, 0, 0)
-	dst = binary.LittleEndian.AppendUint32(dst, e.params.RemoteIndex)
-	dst = binary.LittleEndian.AppendUint64(dst, counter)
-	dst = e.send.aead.Seal(dst, nonce[:], plaintext, dst[start:])
-	e.nonces.Put(nonce)
-	return dst, nil
+	defer e.nonces.Put(nonce)
+	b, err := e.seal(dst, plaintext, nonce)
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
 }
 
 // Open appends the plaintext of a datagram to dst and returns the extended slice. It allocates only if dst has
@@ -170,6 +161,12 @@ func (e *Epoch) Seal(dst, plaintext []byte) ([]byte, error) {
 // The error is one of [ErrFormat], [ErrIndex], [ErrReplay], [ErrAuth] and [ErrClosed]. The datagram has then
 // changed nothing, but for the room behind dst, which holds nothing of use.
 func (e *Epoch) Open(dst, datagram []byte) ([]byte, error) {
+	nonce := e.nonces.Get().(*[nonceSize]byte)
+	defer e.nonces.Put(nonce)
+	return e.open(dst, datagram, nonce)
+}
+
+func (e *Epoch) open(dst, datagram []byte, nonce *[nonceSize]byte) ([]byte, error) {
 	index, ok := ReceiverIndex(datagram)
 	if !ok {
 		return nil, ErrFormat
@@ -187,10 +184,8 @@ func (e *Epoch) Open(dst, datagram []byte) ([]byte, error) {
 	if e.receive.aead == nil {
 		return nil, ErrClosed
 	}
-	nonce := e.nonces.Get().(*[nonceSize]byte)
 	e.nonce(nonce, counter)
 	dst, err := e.receive.aead.Open(dst, nonce[:], sealed, header)
-	e.nonces.Put(nonce)
 	if err != nil {
 		return nil, ErrAuth
 	}
