@@ -68,7 +68,7 @@ func newMerger(q *queue) *merger {
 	m := &merger{q: q}
 	m.attempt = func(fd uintptr) bool {
 		for {
-			_, _, m.errno = unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&m.iovecs[0])), uintptr(m.nio))
+			_, _, m.errno = unix.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&m.iovecs[0])), uintptr(m.nio))
 			if m.errno != unix.EINTR {
 				return m.errno != unix.EAGAIN
 			}

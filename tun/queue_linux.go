@@ -1,13 +1,13 @@
 package tun
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -42,7 +42,7 @@ type queue struct {
 	used   int // bytes of the arena
 	turn   int // the frame that Read cuts next
 	n      int // outcome of wait or poll
-	errno  error
+	errno  unix.Errno
 	wait   func(fd uintptr) bool // reads when there is something
 	poll   func(fd uintptr) bool // reads if there is something
 }
@@ -57,13 +57,14 @@ func newQueue(file *os.File, name string, log *slog.Logger) (*queue, error) {
 	q.mergers.New = func() any { return newMerger(q) }
 	q.poll = func(fd uintptr) bool { // made once, because a closure is an allocation
 		for {
-			q.n, q.errno = unix.Read(int(fd), q.arena[q.used:])
-			if !errors.Is(q.errno, unix.EINTR) {
+			b := q.arena[q.used:]
+			n, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+			if q.n, q.errno = int(n), errno; errno != unix.EINTR {
 				return true
 			}
 		}
 	}
-	q.wait = func(fd uintptr) bool { return q.poll(fd) && !errors.Is(q.errno, unix.EAGAIN) }
+	q.wait = func(fd uintptr) bool { return q.poll(fd) && q.errno != unix.EAGAIN }
 	return q, nil
 }
 
@@ -123,11 +124,11 @@ func (q *queue) fill() error {
 			return q.failed(os.ErrClosed) // the only reason, as there are no deadlines
 		}
 		switch {
-		case errors.Is(q.errno, unix.EAGAIN):
+		case q.errno == unix.EAGAIN:
 			return nil
-		case errors.Is(q.errno, unix.EBADFD): // the interface was removed
+		case q.errno == unix.EBADFD: // the interface was removed
 			return q.failed(fmt.Errorf("interface %s is gone: %w", q.name, os.ErrClosed))
-		case q.errno != nil:
+		case q.errno != 0:
 			return q.failed(q.errno)
 		}
 		if err := q.frames[q.count].start(q.arena[q.used : q.used+q.n]); err != nil {

@@ -62,6 +62,7 @@ type options struct {
 	svg      string
 	profile  string
 	omegatun []string // further arguments
+	prefix   []string // words before it
 }
 
 func run() error {
@@ -77,7 +78,9 @@ func run() error {
 	flag.StringVar(&o.json, "json", "", "write all figures to this `file`")
 	flag.StringVar(&o.svg, "svg", "", "draw the medians into this `file`")
 	flag.StringVar(&omegatun, "args", "", "further arguments for omegatun up")
+	prefix := flag.String("prefix", "", "words before omegatun up, such as \"nice -n -10\"")
 	flag.Parse()
+	o.prefix = strings.Fields(*prefix)
 	o.systems, o.omegatun = strings.Split(systems, ","), strings.Fields(omegatun)
 	if err := netlab.Enter(); err != nil {
 		return err
