@@ -108,7 +108,9 @@ func (m *merger) add(i int, unfinished bool) {
 		return
 	}
 	if !ok {
-		m.flush() // it may be anybody's, a fragment for instance: keep the order
+		if !isICMP(packet) { // it may be anybody's, a fragment for instance: keep the order
+			m.flush()
+		}
 		m.single(i, s, false)
 		return
 	}
@@ -202,6 +204,12 @@ func parseTransport(packet []byte) (s shape, ok bool) {
 	}
 	s.size = len(packet) - s.headers
 	return s, true
+}
+
+// isICMP reports whether the packet is a message of ICMP or ICMPv6, which belongs to no flow.
+func isICMP(packet []byte) bool {
+	return len(packet) > 40 && packet[0]>>4 == 6 && packet[6] == unix.IPPROTO_ICMPV6 ||
+		len(packet) > 20 && packet[0]>>4 == 4 && packet[9] == unix.IPPROTO_ICMP
 }
 
 // sameFlow reports whether both packets have the same protocol, addresses and ports.

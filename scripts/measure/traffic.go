@@ -155,8 +155,18 @@ func (b *bed) load(ctx context.Context, f figures) error {
 	return nil
 }
 
-// iperf runs a client on a and returns the rate at the receiver.
+// iperf runs a client on a and returns the rate at the receiver. The server may not be done with the one before.
 func (b *bed) iperf(ctx context.Context, args ...string) (gbits, bytes, retransmits float64, err error) {
+	for range 4 {
+		if gbits, bytes, retransmits, err = b.iperfOnce(ctx, args...); err == nil {
+			break
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	return gbits, bytes, retransmits, err
+}
+
+func (b *bed) iperfOnce(ctx context.Context, args ...string) (gbits, bytes, retransmits float64, err error) {
 	all := []string{"iperf3", "-c", b.to.String(), "-B", b.from.String(), "-J", "-t", strconv.Itoa(b.o.seconds)}
 	var out strings.Builder
 	p, err := b.a.Start(netlab.Cmd{Args: append(all, args...), Stdout: &out})
@@ -178,7 +188,7 @@ func (b *bed) iperf(ctx context.Context, args ...string) (gbits, bytes, retransm
 		}
 	}
 	if err := json.Unmarshal([]byte(out.String()), &result); err != nil || result.Error != "" {
-		return 0, 0, 0, fmt.Errorf("iperf3: %s, %w", result.Error, err)
+		return 0, 0, 0, fmt.Errorf("iperf3: %q, %v", result.Error, err)
 	}
 	r := result.End.Received
 	return r.BitsPerSecond / 1e9, r.Bytes, result.End.Sent.Retransmits, nil
