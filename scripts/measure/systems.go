@@ -87,8 +87,12 @@ func startOmegatun(ctx context.Context, b *bed, name string) error {
 		}
 	}
 	b.from, b.to = peers[0].IPv4, peers[1].IPv4
+	prefix := b.o.prefix
+	if name != "omegatun" {
+		prefix = nil // to compare with
+	}
 	for i, p := range peers {
-		up, err := p.UpWith(b.o.prefix, nil, append([]string{peers[1-i].Key}, b.o.omegatun...)...)
+		up, err := p.UpWith(prefix, nil, append([]string{peers[1-i].Key}, b.o.omegatun...)...)
 		if err != nil {
 			return err
 		}
