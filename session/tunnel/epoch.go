@@ -1,16 +1,12 @@
 package tunnel
 
 import (
-	"crypto/aes"
 	"crypto/cipher"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"reflect"
 	"sync"
 	"sync/atomic"
-
-	"golang.org/x/crypto/chacha20poly1305"
 
 	"omegatun/dht/key"
 )
@@ -72,27 +68,6 @@ func NewEpoch(p Params, initiator bool, tx, rx [32]byte, hash [64]byte) (*Epoch,
 
 func epochKey(split [32]byte, hash [64]byte) key.Target {
 	return key.KeyedHash(split[:], []byte(keyLabel), hash[:])
-}
-
-func newAEAD(suite Suites, k []byte) (aead cipher.AEAD, limit uint64, err error) {
-	switch suite {
-	case ChaCha20Poly1305:
-		aead, err = chacha20poly1305.New(k)
-		limit = maxChaCha
-	case AES256GCM:
-		limit = maxAESGCM
-		var block cipher.Block
-		if block, err = aes.NewCipher(k); err == nil {
-			aead, err = cipher.NewGCM(block)
-			wipe(block) // NewGCM has copied it
-		}
-	default:
-		err = errors.New("not a single known suite")
-	}
-	if err != nil {
-		return nil, 0, fmt.Errorf("tunnel: %v: %w", suite, err)
-	}
-	return aead, limit, nil
 }
 
 // wipe overwrites what a pointer to key material points to.
