@@ -60,7 +60,6 @@ type options struct {
 	verbose  bool
 	json     string
 	svg      string
-	profile  string
 	omegatun []string // further arguments
 	prefix   []string // words before it
 }

@@ -53,7 +53,6 @@ var starters = map[string]func(context.Context, *bed) error{
 	"omegatun-old": func(ctx context.Context, b *bed) error { return startOmegatun(ctx, b, "omegatun-old") },
 	"null-cipher":  func(ctx context.Context, b *bed) error { return startOmegatun(ctx, b, "omegatun-null") },
 	"wireguard-go": func(ctx context.Context, b *bed) error { return startWireGuard(ctx, b, "wireguard-go") },
-	"tailscale":    func(ctx context.Context, b *bed) error { return startWireGuard(ctx, b, "tailscale-wireguard-go") },
 	"nebula":       startNebula,
 }
 

@@ -111,7 +111,7 @@ func (b *bed) take(ctx context.Context, f figures) error {
 	}
 	for _, size := range []int{64, 1400} {
 		if name := fmt.Sprintf("udp%d", size); b.o.has(name) {
-			kpps, err := b.udp(ctx, size)
+			kpps, err := b.udp(size)
 			if err != nil {
 				return err
 			}
@@ -274,7 +274,7 @@ const (
 )
 
 // udp searches for the highest rate of datagrams of which less than one in a thousand is lost, in thousands a second.
-func (b *bed) udp(ctx context.Context, size int) (kpps float64, err error) {
+func (b *bed) udp(size int) (kpps float64, err error) {
 	data, control := netip.AddrPortFrom(b.to, 5300), netip.AddrPortFrom(addrB.Addr(), 5301)
 	sinkProcess, err := b.b.Start(netlab.Cmd{Args: []string{b.o.self, "udp-sink", data.String(), control.String()}})
 	if err != nil {

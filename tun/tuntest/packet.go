@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // TCP header flags (RFC 9293, 3.1).
@@ -56,7 +57,7 @@ func TCP(src, dst netip.AddrPort, s Segment) []byte {
 		options = append([]byte{2, 4, byte(s.MSS >> 8), byte(s.MSS)}, options...)
 	}
 	for len(options)%4 != 0 {
-		options = append(options[:len(options):len(options)], 1)
+		options = append(slices.Clip(options), 1)
 	}
 	b = append(b, byte(5+len(options)/4)<<4, s.Flags, 0xff, 0xff, 0, 0, 0, 0)
 	b = append(b, options...)
