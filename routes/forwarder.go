@@ -30,6 +30,22 @@ type Device interface {
 	MTU() (int, error)
 }
 
+// LargeDevice is what a [Device] may be too: it carries large packets, each of which stands for many of one flow, and
+// leaves checksums to the host's kernel. Package tun has one, and says what the methods do.
+type LargeDevice interface {
+	Device
+	// ReadLarge waits for packets and returns how many there are, valid until the next call. Errors are those of Read.
+	ReadLarge() (int, error)
+	// Packet returns packet i, large or not, and the length of the longest that it stands for.
+	Packet(i int) (packet []byte, longest int)
+	// Cut returns the next of the packets that packet i stands for, as b[offset:]; nil after the last. It is what
+	// [Session] wants of next.
+	Cut(i, offset int, finish bool) (b []byte, unfinished bool)
+	// WriteLarge is Write, but buffers need no capacity behind the packets. Packet i has an unfinished checksum if
+	// unfinished[i] is set. It returns how many packets were written.
+	WriteLarge(bufs [][]byte, offset int, unfinished []bool) (int, error)
+}
+
 // Headroom is the offset in bytes at which the forwarder reads and writes packets of its own. It is enough for every
 // device of package tun, and a good value for [Forwarder.Deliver].
 const Headroom = 16
@@ -47,6 +63,7 @@ type Config struct {
 // starts no goroutine: [Forwarder.Run] and [Forwarder.Deliver] work in their caller's.
 type Forwarder struct {
 	dev      Device
+	large    LargeDevice  // dev, if it is one
 	local    []netip.Addr // immutable
 	log      *slog.Logger
 	table    Table
@@ -59,6 +76,7 @@ type Forwarder struct {
 // NewForwarder returns a forwarder without peers. It does not own dev.
 func NewForwarder(dev Device, cfg Config) *Forwarder {
 	f := &Forwarder{dev: dev, log: cfg.Logger, peers: make(map[key.Public]*Peer)}
+	f.large, _ = dev.(LargeDevice)
 	if f.log == nil {
 		f.log = slog.New(slog.DiscardHandler)
 	}
@@ -136,7 +154,7 @@ func (f *Forwarder) Run(ctx context.Context) error {
 		return err
 	}
 	for ctx.Err() == nil {
-		n, err := f.dev.Read(o.bufs, o.sizes, Headroom)
+		n, err := o.from.ReadLarge()
 		o.forward(n)
 		switch {
 		case errors.Is(err, os.ErrClosed):
@@ -150,55 +168,82 @@ func (f *Forwarder) Run(ctx context.Context) error {
 
 // Deliver writes to the device those packets that p may send us. Packet i is bufs[i][offset:]; bytes that follow it
 // are cut off. A packet is dropped and counted unless its header is sound, its source one of p's addresses, and its
-// destination one of ours. TCP connections are held to the MTU of p.
+// destination one of ours. TCP connections are held to the MTU of p. Packet i comes with an unfinished checksum, as
+// [Session] explains, if unfinished[i] is set, which only a [LargeDevice] can write; nil: none does.
 //
-// The offset bytes before each packet and the capacity behind it are the device's to use, as [Device] says, so no two
-// buffers may overlap there. [Headroom] is enough as offset; packets are merged into larger ones only if the capacity
-// of a buffer is at least 65535 + 2·offset. The elements of bufs change: rebuild them before the next call. Everything
-// is the caller's again when Deliver returns. It may run in several goroutines at once, with different bufs.
-func (f *Forwarder) Deliver(p *Peer, bufs [][]byte, offset int) {
-	accepted, bytes := bufs[:0], 0
+// The offset bytes before each packet are the device's to use; [Headroom] is enough. Unless the device is a LargeDevice, the
+// capacity behind it is too, as [Device] says, so no two buffers may overlap there, and packets are merged into larger
+// ones only if the capacity of a buffer is at least 65535 + 2·offset. The elements of bufs and unfinished change: rebuild
+// them before the next call. Everything is the caller's again when Deliver returns. It may run in several goroutines
+// at once, with different bufs.
+func (f *Forwarder) Deliver(p *Peer, bufs [][]byte, offset int, unfinished []bool) {
+	var known admission
+	accepted, bytes := 0, 0
 	mtu := p.MTU()
-	for _, buf := range bufs {
-		length, reason := f.admit(p, buf, offset)
+	for i, buf := range bufs {
+		partial := unfinished != nil && unfinished[i]
+		length, reason := f.admit(p, buf, offset, partial, &known)
 		if length == 0 {
 			p.counters.drop(reason, 1)
 			continue
 		}
 		ClampMSS(buf[offset:offset+length], mtu)
-		accepted = append(accepted, buf[:offset+length])
+		bufs[accepted] = buf[:offset+length]
+		if unfinished != nil {
+			unfinished[accepted] = partial
+		}
+		accepted++
 		bytes += length
 	}
-	if len(accepted) == 0 {
+	if accepted == 0 {
 		return
 	}
-	packets := len(accepted)
-	if _, err := f.dev.Write(accepted, offset); err != nil {
-		p.counters.drop(DeviceFailed, packets)
-		if !errors.Is(err, os.ErrClosed) {
-			f.log.Debug("writing to the device failed", "peer", p.key.Short(), "packets", packets, "error", err)
+	var written int
+	var err error
+	if f.large != nil {
+		if unfinished != nil {
+			unfinished = unfinished[:accepted]
 		}
-		return
+		written, err = f.large.WriteLarge(bufs[:accepted], offset, unfinished)
+	} else {
+		written, err = f.dev.Write(bufs[:accepted], offset)
 	}
-	p.counters.rxPackets.Add(uint64(packets))
-	p.counters.rxBytes.Add(uint64(bytes))
+	if err != nil {
+		p.counters.drop(DeviceFailed, accepted-written)
+		if !errors.Is(err, os.ErrClosed) {
+			f.log.Debug("writing to the device failed", "peer", p.key.Short(), "packets", accepted-written, "error", err)
+		}
+		if written == 0 {
+			return
+		}
+	}
+	p.counters.rxPackets.Add(uint64(written))
+	p.counters.rxBytes.Add(uint64(bytes)) // those of packets that the device refused too, as it does not say which
 }
 
+// admission remembers the addresses that were let through last: most packets come in runs of one flow.
+type admission struct{ src, dst netip.Addr }
+
 // admit returns the length of the packet buf[offset:] from p, or zero and why it is dropped.
-func (f *Forwarder) admit(p *Peer, buf []byte, offset int) (int, Reason) {
+func (f *Forwarder) admit(p *Peer, buf []byte, offset int, unfinished bool, known *admission) (int, Reason) {
 	if len(buf) < offset {
 		return 0, Malformed
 	}
 	packet := buf[offset:]
 	src, dst, length, ok := parsePacket(packet)
-	switch {
-	case !ok || !headerSumOK(packet):
+	if !ok || !headerSumOK(packet) || unfinished && (f.large == nil || !canBeUnfinished(packet[:length])) {
 		return 0, Malformed
+	}
+	if src == known.src && dst == known.dst {
+		return length, 0
+	}
+	switch {
 	case f.table.Lookup(src) != p || f.isLocal(src):
 		return 0, SourceNotAllowed
 	case !f.isLocal(dst):
 		return 0, DestinationNotOurs
 	}
+	known.src, known.dst = src, dst
 	return length, 0
 }
 
@@ -210,83 +255,160 @@ const usualMTU = 1500
 
 // outbound is the state of [Forwarder.Run], owned by its goroutine.
 type outbound struct {
-	f       *Forwarder
-	bufs    [][]byte // the device reads into these
-	sizes   []int
-	peers   []*Peer   // who gets the packet of each buffer; nil: nobody, or it is sent
-	packets [][]byte  // the packet of each buffer
-	run     [][]byte  // packets to one peer
-	reply   [1][]byte // the message of answer
-	spare   []byte    // the headroom of reply, with the capacity for a message
+	f     *Forwarder
+	from  source
+	batch []routed // the packets of one ReadLarge
+	spare []byte   // the headroom of reply, with the capacity for a message
+	reply [1][]byte
+
+	// The run in progress: the packets of batch that go to one peer. next is cut, bound once, because binding it allocates.
+	run            []int // by index
+	turn           int   // of run, the one being cut
+	packets, bytes int   // cut so far
+	next           func(offset int, finish bool) (b []byte, unfinished bool)
 
 	tooBig, unreachable bucket // apart, so that a flood to nowhere does not hide the size that fits
 }
 
-func newOutbound(f *Forwarder) (*outbound, error) {
-	mtu, err := f.dev.MTU()
+// routed is a packet of the host.
+type routed struct {
+	to     *Peer // nil: nobody, or it is sent
+	length int   // without the bytes that follow it; zero: it is a large packet, and none do
+}
+
+// source is what outbound wants of a [LargeDevice].
+type source interface {
+	ReadLarge() (int, error)
+	Packet(i int) (packet []byte, longest int)
+	Cut(i, offset int, finish bool) (b []byte, unfinished bool)
+}
+
+// plainSource makes a source of a Device.
+type plainSource struct {
+	dev   Device
+	bufs  [][]byte // the device reads into these
+	sizes []int
+	taken []bool // by Cut
+}
+
+func newPlainSource(dev Device) (*plainSource, error) {
+	mtu, err := dev.MTU()
 	if err != nil {
 		return nil, fmt.Errorf("routes: MTU of the device: %w", err)
 	}
-	n := max(1, f.dev.BatchSize())
-	o := &outbound{
-		f:       f,
-		bufs:    make([][]byte, n),
-		sizes:   make([]int, n),
-		peers:   make([]*Peer, n),
-		packets: make([][]byte, n),
-		run:     make([][]byte, 0, n),
-		spare:   make([]byte, Headroom, Headroom+MinMTU),
-	}
+	n := max(1, dev.BatchSize())
+	s := &plainSource{dev: dev, bufs: make([][]byte, n), sizes: make([]int, n), taken: make([]bool, n)}
 	// One arena, close together, because it should stay in the processor's cache.
 	const slack = 64 // to a line of it
 	size := (Headroom + max(mtu, usualMTU) + slack) &^ (slack - 1)
 	arena := make([]byte, n*size)
-	for i := range o.bufs {
-		o.bufs[i], arena = arena[:size:size], arena[size:]
+	for i := range s.bufs {
+		s.bufs[i], arena = arena[:size:size], arena[size:]
 	}
-	return o, nil
+	return s, nil
+}
+
+func (s *plainSource) ReadLarge() (int, error) {
+	clear(s.taken)
+	return s.dev.Read(s.bufs, s.sizes, Headroom)
+}
+
+func (s *plainSource) Packet(i int) (packet []byte, longest int) {
+	return s.bufs[i][Headroom : Headroom+s.sizes[i]], s.sizes[i]
+}
+
+func (s *plainSource) Cut(i, offset int, _ bool) (b []byte, unfinished bool) {
+	if s.taken[i] {
+		return nil, false
+	}
+	s.taken[i] = true
+	return s.bufs[i][Headroom-offset : Headroom+s.sizes[i]], false
+}
+
+func newOutbound(f *Forwarder) (*outbound, error) {
+	o := &outbound{f: f, spare: make([]byte, Headroom, Headroom+MinMTU)}
+	o.next = o.cut
+	if f.large != nil {
+		o.from = f.large
+		return o, nil
+	}
+	var err error
+	o.from, err = newPlainSource(f.dev)
+	return o, err
 }
 
 // forward sends the first n packets that were read, those to one peer together.
 func (o *outbound) forward(n int) {
+	o.batch = o.batch[:0]
 	for i := range n {
-		o.peers[i], o.packets[i] = o.route(o.bufs[i][Headroom : Headroom+o.sizes[i]])
+		packet, longest := o.from.Packet(i)
+		o.batch = append(o.batch, o.route(packet, longest))
 	}
-	for i := range n {
-		to := o.peers[i]
+	for i := range o.batch {
+		to := o.batch[i].to
 		if to == nil {
 			continue // dropped, or sent already
 		}
 		o.run = o.run[:0]
 		for j := i; j < n; j++ {
-			if o.peers[j] == to {
-				o.run = append(o.run, o.packets[j])
-				o.peers[j] = nil
+			if o.batch[j].to == to {
+				o.run = append(o.run, j)
+				o.batch[j].to = nil
 			}
 		}
 		o.send(to)
 	}
 }
 
-// send gives the run to the session of p.
-func (o *outbound) send(p *Peer) {
-	if err := p.send(o.run); err != nil && errors.Is(err, ErrUnreachable) {
-		for _, packet := range o.run {
-			if !o.answer(&o.unreachable, AppendUnreachable, packet) {
-				break
+// cut returns the next packet of the run, as [Session] wants it.
+func (o *outbound) cut(offset int, finish bool) (b []byte, unfinished bool) {
+	for o.turn < len(o.run) {
+		i := o.run[o.turn]
+		if b, unfinished = o.from.Cut(i, offset, finish); b != nil {
+			if length := o.batch[i].length; length != 0 {
+				b = b[:offset+length]
 			}
+			o.packets++
+			o.bytes += len(b) - offset
+			return b, unfinished
 		}
+		o.turn++
 	}
+	return nil, false
 }
 
-// route returns which peer a packet of the host goes to, and the packet without bytes that follow it; nil if it was
-// dropped.
-func (o *outbound) route(b []byte) (*Peer, []byte) {
+// send gives the run to the session of p, and counts.
+func (o *outbound) send(p *Peer) {
+	o.turn, o.packets, o.bytes = 0, 0, 0
+	s := p.session.Load()
+	var err error
+	if s != nil {
+		err = (*s).SendFrom(o.next)
+	}
+	if s != nil && err == nil {
+		p.counters.txPackets.Add(uint64(o.packets))
+		p.counters.txBytes.Add(uint64(o.bytes))
+		return
+	}
+	answer := errors.Is(err, ErrUnreachable)
+	for _, i := range o.run {
+		if packet, _ := o.from.Packet(i); answer && packet != nil {
+			answer = o.answer(&o.unreachable, AppendUnreachable, packet)
+		}
+	}
+	for b, _ := o.cut(0, false); b != nil; b, _ = o.cut(0, false) { // only to count them
+	}
+	p.counters.drop(NoSession, o.packets)
+}
+
+// route returns where a packet of the host goes: nowhere if it was dropped. longest is the length of the longest that it
+// stands for.
+func (o *outbound) route(b []byte, longest int) routed {
 	f := o.f
 	src, dst, length, ok := parsePacket(b)
 	if !ok {
 		f.counters.drop(Malformed, 1)
-		return nil, nil
+		return routed{}
 	}
 	packet := b[:length:length]
 	if !f.isLocal(src) {
@@ -295,26 +417,29 @@ func (o *outbound) route(b []byte) (*Peer, []byte) {
 		} else {
 			f.counters.drop(SourceNotOurs, 1)
 		}
-		return nil, nil
+		return routed{}
 	}
 	p := f.table.Lookup(dst)
 	if p == nil || f.isLocal(dst) {
 		if isChatter(src, dst) {
 			f.counters.drop(Chatter, 1)
-			return nil, nil
+			return routed{}
 		}
 		f.counters.drop(NoRoute, 1)
 		o.answer(&o.unreachable, AppendNoRoute, packet)
-		return nil, nil
+		return routed{}
 	}
 	mtu := p.MTU()
-	if length > mtu {
+	if min(length, longest) > mtu {
 		p.counters.drop(TooBig, 1)
 		o.answer(&o.tooBig, func(b, packet []byte) []byte { return AppendTooBig(b, packet, mtu) }, packet)
-		return nil, nil
+		return routed{}
+	}
+	if longest < len(b) {
+		return routed{to: p}
 	}
 	ClampMSS(packet, mtu)
-	return p, packet
+	return routed{to: p, length: length}
 }
 
 // answer writes to the device what build makes of packet, if limit allows. It reports whether it may be called again

@@ -23,10 +23,11 @@ type recorder struct {
 	err  error
 }
 
-func (r *recorder) Send(packets [][]byte) error {
+func (r *recorder) SendFrom(next func(offset int, finish bool) ([]byte, bool)) error {
+	const offset = 3
 	var run [][]byte
-	for _, p := range packets {
-		run = append(run, bytes.Clone(p))
+	for b, _ := next(offset, false); b != nil; b, _ = next(offset, false) {
+		run = append(run, bytes.Clone(b[offset:]))
 	}
 	r.runs = append(r.runs, run)
 	return r.err
@@ -183,7 +184,7 @@ func TestSegmentSizesAreClampedBothWays(t *testing.T) {
 		small := tuntest.Segment{Flags: tuntest.SYN, MSS: 1260}
 		b.inject(tuntest.TCP(port(us4, 1), port(them4, 2), syn))
 		b.sent.wantRuns(t, "a SYN to the peer", [][]byte{tuntest.TCP(port(us4, 1), port(them4, 2), small)})
-		b.Deliver(b.peer, buffers(tuntest.TCP(port(them4, 1), port(us4, 2), syn)), Headroom)
+		b.Deliver(b.peer, buffers(tuntest.TCP(port(them4, 1), port(us4, 2), syn)), Headroom, nil)
 		if got, want := b.dev.Next(t), tuntest.TCP(port(them4, 1), port(us4, 2), small); !bytes.Equal(got, want) {
 			t.Errorf("a SYN from the peer arrives as %x, want %x", got, want)
 		}
@@ -294,7 +295,7 @@ func TestIncomingPacketsAreChecked(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := newBench(t)
-				b.Deliver(b.peer, buffers(good6, row.packet, good4), Headroom)
+				b.Deliver(b.peer, buffers(good6, row.packet, good4), Headroom, nil)
 				if got := b.dev.Next(t); !bytes.Equal(got, good6) {
 					t.Errorf("the packet before arrives as %x, want %x", got, good6)
 				}
@@ -321,15 +322,15 @@ func TestIncomingPacketsAreCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t)
 		packet := udp(them4, us4, "data")
-		b.Deliver(b.peer, buffers(packet, packet), Headroom)
+		b.Deliver(b.peer, buffers(packet, packet), Headroom, nil)
 		if got := b.peer.Stats(); got.RxPackets != 2 || got.RxBytes != uint64(2*len(packet)) {
 			t.Errorf("Stats = %+v, want 2 packets of %d bytes", got, len(packet))
 		}
-		b.Deliver(b.peer, buffers(packet)[:0], Headroom)
+		b.Deliver(b.peer, buffers(packet)[:0], Headroom, nil)
 		if err := b.dev.Close(); err != nil {
 			t.Fatal(err)
 		}
-		b.Deliver(b.peer, buffers(packet, packet, packet), Headroom)
+		b.Deliver(b.peer, buffers(packet, packet, packet), Headroom, nil)
 		wantDropped(t, "with the device closed, the peer", b.peer.Stats(), map[Reason]uint64{DeviceFailed: 3})
 	})
 }
@@ -363,7 +364,7 @@ func TestPeersComeAndGo(t *testing.T) {
 		b.inject(udp(us4, them4, ""))
 		b.sent.wantRuns(t, "the peer was removed")
 		wantDropped(t, "the forwarder", b.Stats(), map[Reason]uint64{NoRoute: 1})
-		b.Deliver(b.peer, buffers(udp(them4, us4, "")), Headroom)
+		b.Deliver(b.peer, buffers(udp(them4, us4, "")), Headroom, nil)
 		wantDropped(t, "the removed peer", b.peer.Stats(), map[Reason]uint64{SourceNotAllowed: 1})
 
 		again, err := b.AddPeer(PeerConfig{Key: testKey(1), Prefixes: b.peer.Prefixes(), Session: b.sent})
@@ -389,7 +390,7 @@ func TestWidePrefixesDoNotCoverOthers(t *testing.T) {
 			t.Fatal(err)
 		}
 		anywhere := udp(netip.MustParseAddr("192.0.2.9"), us4, "")
-		b.Deliver(exit, buffers(udp(us4, us4, ""), udp(them4, us4, ""), udp(us6, us6, ""), anywhere), Headroom)
+		b.Deliver(exit, buffers(udp(us4, us4, ""), udp(them4, us4, ""), udp(us6, us6, ""), anywhere), Headroom, nil)
 		if got := b.dev.Next(t); !bytes.Equal(got, anywhere) {
 			t.Errorf("got %x, want %x", got, anywhere)
 		}
@@ -468,7 +469,7 @@ func FuzzDeliver(f *testing.F) {
 	f.Fuzz(func(t *testing.T, packet []byte) {
 		sink.got = nil
 		before := p.Stats()
-		fwd.Deliver(p, buffers(packet), Headroom)
+		fwd.Deliver(p, buffers(packet), Headroom, nil)
 		after := p.Stats()
 		if sink.got == nil {
 			if after.RxPackets != before.RxPackets {
@@ -554,7 +555,11 @@ func (d *loopDevice) MTU() (int, error)                       { return 1420, nil
 
 type nullSession struct{}
 
-func (nullSession) Send([][]byte) error { return nil }
+func (nullSession) SendFrom(next func(offset int, finish bool) ([]byte, bool)) error {
+	for b, _ := next(2, false); b != nil; b, _ = next(2, false) {
+	}
+	return nil
+}
 
 func benchForwarder(tb testing.TB, dev Device) (*Forwarder, *Peer) {
 	tb.Helper()
@@ -588,7 +593,7 @@ func TestNothingIsAllocatedPerPacket(t *testing.T) {
 	}
 	n := testing.AllocsPerRun(100, func() {
 		dev.left = 40
-		n, err := dev.Read(o.bufs, o.sizes, Headroom)
+		n, err := o.from.ReadLarge()
 		if err != nil {
 			t.Error(err)
 		}
@@ -601,7 +606,7 @@ func TestNothingIsAllocatedPerPacket(t *testing.T) {
 	bufs := make([][]byte, len(made))
 	n = testing.AllocsPerRun(100, func() {
 		copy(bufs, made)
-		f.Deliver(p, bufs, Headroom)
+		f.Deliver(p, bufs, Headroom, nil)
 	})
 	if n != 0 {
 		t.Errorf("a batch from a peer allocates %v times, want 0", n)
@@ -621,7 +626,7 @@ func BenchmarkRun(b *testing.B) {
 	for i := 0; b.Loop(); i++ {
 		if i%40 == 0 {
 			dev.left = 40
-			if _, err := dev.Read(o.bufs, o.sizes, Headroom); err != nil {
+			if _, err := o.from.ReadLarge(); err != nil {
 				b.Fatal(err)
 			}
 			o.forward(40)
@@ -639,7 +644,7 @@ func BenchmarkDeliver(b *testing.B) {
 	for i := 0; b.Loop(); i++ {
 		if i%40 == 0 {
 			copy(bufs, made)
-			f.Deliver(p, bufs, Headroom)
+			f.Deliver(p, bufs, Headroom, nil)
 		}
 	}
 }

@@ -20,7 +20,9 @@ import (
 // unreachable is a Session that has given up.
 type unreachable struct{}
 
-func (unreachable) Send([][]byte) error { return routes.ErrUnreachable }
+func (unreachable) SendFrom(func(offset int, finish bool) ([]byte, bool)) error {
+	return routes.ErrUnreachable
+}
 
 // reflector is a Session whose peer sends every packet back with source and destination exchanged, so that the peer
 // seems to run what runs here.
@@ -29,9 +31,10 @@ type reflector struct {
 	p *routes.Peer
 }
 
-func (r *reflector) Send(packets [][]byte) error {
-	bufs := make([][]byte, len(packets))
-	for i, p := range packets {
+func (r *reflector) SendFrom(next func(offset int, finish bool) ([]byte, bool)) error {
+	var bufs [][]byte
+	var unfinished []bool
+	for p, partial := next(0, false); p != nil; p, partial = next(0, false) {
 		b := append(make([]byte, routes.Headroom, tun.MergeCapacity(routes.Headroom)), p...)
 		from, size := routes.Headroom+12, 4
 		if p[0]>>4 == 6 {
@@ -40,9 +43,9 @@ func (r *reflector) Send(packets [][]byte) error {
 		for j := from; j < from+size; j++ {
 			b[j], b[j+size] = b[j+size], b[j]
 		}
-		bufs[i] = b
+		bufs, unfinished = append(bufs, b), append(unfinished, partial)
 	}
-	r.f.Deliver(r.p, bufs, routes.Headroom)
+	r.f.Deliver(r.p, bufs, routes.Headroom, unfinished)
 	return nil
 }
 

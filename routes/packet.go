@@ -14,6 +14,7 @@ const (
 
 	protoICMP4 = 1
 	protoTCP   = 6
+	protoUDP   = 17
 	protoICMP6 = 58
 )
 
@@ -65,6 +66,28 @@ func transport(packet []byte) (proto byte, payload []byte, ok bool) {
 		return packet[9], nil, false
 	}
 	return packet[9], packet[int(packet[0]&0xf)*4:], true
+}
+
+// canBeUnfinished reports whether a whole packet that [parsePacket] accepts has the checksum of TCP or UDP where a
+// kernel that is to finish it would look for it.
+func canBeUnfinished(packet []byte) bool {
+	const (
+		minTCP         = 20
+		minUDP         = 8
+		moreFragments  = 0x20
+		firstOfSeveral = 6 // offset in IPv4's header
+	)
+	proto, payload, ok := transport(packet)
+	if !ok || packet[0]>>4 == 4 && packet[firstOfSeveral]&moreFragments != 0 {
+		return false
+	}
+	switch proto {
+	case protoTCP:
+		return len(payload) >= minTCP && payload[12]>>4 >= minTCP/4 && len(payload) >= int(payload[12]>>4)*4
+	case protoUDP:
+		return len(payload) >= minUDP && int(binary.BigEndian.Uint16(payload[4:])) == len(payload)
+	}
+	return false
 }
 
 // checksum returns the Internet checksum (RFC 1071) of b, added to sum, which is the unfolded sum of bytes before it.

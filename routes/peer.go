@@ -15,11 +15,18 @@ var ErrUnreachable = errors.New("peer is unreachable")
 
 // Session carries packets to one peer.
 type Session interface {
-	// Send seals and sends IP packets, in order. It must neither change nor keep them. An error concerns all of
-	// them; they are counted as [NoSession] and, for [ErrUnreachable], answered. It is called from the goroutine
-	// of [Forwarder.Run] only, and should not block: everyone's packets wait meanwhile.
-	Send(packets [][]byte) error
+	// SendFrom seals and sends the IP packets that next returns, in order. Packet b[offset:] is valid until the next call and
+	// may be changed, as may the bytes before it; offset is at most [MaxOffset]. nil: there are no more. Unless finish is set, the
+	// checksum of TCP or UDP may be unfinished, so that its field holds only the sum of the pseudo-header:
+	// it is for a peer that can finish it.
+	//
+	// An error concerns all of the packets; they are counted as [NoSession] and, for [ErrUnreachable], answered. It is called
+	// from the goroutine of [Forwarder.Run] only, and should not block: everyone's packets wait meanwhile.
+	SendFrom(next func(offset int, finish bool) (b []byte, unfinished bool)) error
 }
+
+// MaxOffset is the most room in bytes that a [Session] can have before each packet.
+const MaxOffset = 10
 
 // PeerConfig describes a peer to [Forwarder.AddPeer].
 type PeerConfig struct {
@@ -72,23 +79,3 @@ func (p *Peer) MTU() int { return int(p.mtu.Load()) }
 
 // Stats returns what has been counted for this peer.
 func (p *Peer) Stats() Stats { return p.counters.stats() }
-
-// send gives packets to the session and counts them.
-func (p *Peer) send(packets [][]byte) error {
-	s := p.session.Load()
-	if s == nil {
-		p.counters.drop(NoSession, len(packets))
-		return nil
-	}
-	if err := (*s).Send(packets); err != nil {
-		p.counters.drop(NoSession, len(packets))
-		return err
-	}
-	bytes := 0
-	for _, packet := range packets {
-		bytes += len(packet)
-	}
-	p.counters.txPackets.Add(uint64(len(packets)))
-	p.counters.txBytes.Add(uint64(bytes))
-	return nil
-}

@@ -11,12 +11,9 @@ import (
 )
 
 const (
-	// headroom is the free space before each packet handed to Config.Inbound. A TUN device writes its own
-	// header there.
-	headroom = 16
-	// inboundSize is the capacity behind it: a device may merge packets of one flow into the first one's
-	// buffer, up to the largest IP packet.
-	inboundSize = headroom + 65535 + headroom
+	// headroom is the free space before each packet handed to Config.Inbound: the header of the datagram that the packet came
+	// in, which is opened where it lies. A TUN device writes its own header there.
+	headroom = tunnel.HeaderSize
 	// inboundBatch is how many packets are handed over at once.
 	inboundBatch = 128
 )
@@ -40,7 +37,7 @@ func (h *Host) serve(s Socket) {
 			b, from := batch.Datagram(i)
 			h.dispatch(s, b, from, &in, now)
 		}
-		in.flush()
+		in.end()
 		if in.relayed != nil {
 			in.relayed.Flush()
 		}
@@ -73,21 +70,23 @@ func (h *Host) dispatch(s Socket, b []byte, from netip.AddrPort, in *inbound, no
 	}
 }
 
-// tunnelled opens a tunnel datagram. Whatever fails to authenticate changes nothing but a counter.
+// tunnelled opens a tunnel datagram where it lies. Whatever fails to authenticate changes nothing but a counter.
 func (h *Host) tunnelled(s Socket, b []byte, from netip.AddrPort, in *inbound, now time.Time) {
 	index, ok := tunnel.ReceiverIndex(b)
 	if !ok {
 		h.dropped.Add(1)
 		return
 	}
-	v, _ := h.links.Load(index)
-	l, _ := v.(*link)
-	if l == nil {
-		h.dropped.Add(1)
-		return
+	if l := in.link; l == nil || in.index != index || isClosed(l.done) {
+		v, _ := h.links.Load(index)
+		if l, _ = v.(*link); l == nil {
+			h.dropped.Add(1)
+			return
+		}
+		in.link, in.index, in.heard = l, index, false
 	}
-	buf := in.next()
-	out, err := l.epoch.Open(buf[:headroom], b)
+	l := in.link
+	out, err := l.epoch.OpenWith(&in.opener, b[:headroom], b)
 	if err != nil {
 		if p := l.peer.Load(); p != nil {
 			if errors.Is(err, tunnel.ErrReplay) {
@@ -98,17 +97,23 @@ func (h *Host) tunnelled(s Socket, b []byte, from netip.AddrPort, in *inbound, n
 		}
 		return
 	}
-	l.authentic(s, from, now)
+	if !in.heard || in.from != from { // once for a run of datagrams that came together
+		l.authentic(s, from, now)
+		in.heard, in.from = true, from
+	}
 	plain := out[headroom:]
 	if len(plain) == 0 {
 		return
 	}
 	switch tunnel.ContentOf(plain) {
 	case tunnel.ContentIP:
-		if p := l.peer.Load(); p != nil {
-			l.received.Store(now.UnixNano())
-			in.add(p, out)
+		in.add(l, out, false, now)
+	case tunnel.ContentUnfinished:
+		if l.epoch.Params().Features&tunnel.FeatureUnfinished == 0 || len(plain) <= tunnel.UnfinishedHeader || plain[1] != 0 {
+			h.dropped.Add(1)
+			return
 		}
+		in.add(l, out[tunnel.UnfinishedHeader:], true, now)
 	case tunnel.ContentControl:
 		l.handleControl(s, from, plain, now)
 	default:
@@ -119,36 +124,46 @@ func (h *Host) tunnelled(s Socket, b []byte, from netip.AddrPort, in *inbound, n
 // inbound gathers the packets of one Receive, and hands runs of one peer to Config.Inbound. It belongs to
 // one goroutine.
 type inbound struct {
-	host *Host
-	peer *Peer
-	bufs [][]byte // room for packets, reused
-	run  [][]byte // bufs[:len(run)], as filled
-	n    uint64   // bytes of packets in run
+	host       *Host
+	opener     tunnel.Opener
+	peer       *Peer
+	run        [][]byte // packets, behind their headroom, in the memory that they were received into
+	unfinished []bool   // of each packet of run
+	partial    bool     // one of them is
+	n          uint64   // bytes of packets in run
+
+	link  *link // of the last datagram of this Receive; nil: none
+	heard bool  // link knows that something authentic came from the address from
+	from  netip.AddrPort
+	index uint32 // that named the link
 
 	relayed *relay.Batch // packets that are relayed; nil: the Host is no relay
 }
 
-// next returns a buffer for one packet.
-func (in *inbound) next() []byte {
-	if len(in.run) == len(in.bufs) {
-		in.bufs = append(in.bufs, make([]byte, inboundSize))
+// add keeps an authentic packet, behind its headroom.
+func (in *inbound) add(l *link, packet []byte, unfinished bool, now time.Time) {
+	p := l.peer.Load()
+	if p == nil {
+		return
 	}
-	return in.bufs[len(in.run)]
-}
-
-// add keeps a packet that was opened into the buffer of next.
-func (in *inbound) add(p *Peer, packet []byte) {
-	if in.peer != p && len(in.run) > 0 { // the packet is in the buffer behind the run: take it along
-		i := len(in.run)
+	if in.peer != p || len(in.run) == 0 {
 		in.flush()
-		in.bufs[0], in.bufs[i] = in.bufs[i], in.bufs[0]
+		in.peer = p
+		l.received.Store(now.UnixNano())
 	}
-	in.peer = p
 	in.run = append(in.run, packet)
+	in.unfinished = append(in.unfinished, unfinished)
+	in.partial = in.partial || unfinished
 	in.n += uint64(len(packet) - headroom)
 	if len(in.run) == inboundBatch {
 		in.flush()
 	}
+}
+
+// end hands over what is left of a Receive.
+func (in *inbound) end() {
+	in.flush()
+	in.link = nil
 }
 
 // flush hands the packets over.
@@ -159,8 +174,12 @@ func (in *inbound) flush() {
 	in.peer.rxPackets.Add(uint64(len(in.run)))
 	in.peer.rxBytes.Add(in.n)
 	if f := in.host.cfg.Inbound; f != nil {
-		f(in.peer, in.run, headroom)
+		unfinished := in.unfinished
+		if !in.partial {
+			unfinished = nil
+		}
+		f(in.peer, in.run, headroom, unfinished)
 	}
 	clear(in.run)
-	in.run, in.n = in.run[:0], 0
+	in.run, in.unfinished, in.partial, in.n = in.run[:0], in.unfinished[:0], false, 0
 }

@@ -45,10 +45,12 @@ type Config struct {
 	Port uint16
 	// DHT configures the node; its sockets, and its Logger if nil, are the Host's.
 	DHT dht.Config
-	// Inbound receives the IP packets that arrive from listed peers: bufs[i][offset:] is a packet, the
-	// offset bytes before it and the capacity behind it are free to use. Nothing may be kept. It is called
-	// from several goroutines, for one peer mostly from one. Default: packets are dropped.
-	Inbound func(p *Peer, bufs [][]byte, offset int)
+	// Inbound receives the IP packets that arrive from listed peers: bufs[i][offset:] is a packet, and the
+	// offset bytes before it, 16, are free to use. unfinished[i] says that its checksum of TCP or UDP holds only the
+	// sum of the pseudo-header, if Features has that; nil: none of them. The packets and both slices may be
+	// changed, but nothing may be kept. It is called from several goroutines, for one peer mostly from one.
+	// Default: packets are dropped.
+	Inbound func(p *Peer, bufs [][]byte, offset int, unfinished []bool)
 	// Avoid reports addresses that no path may lead to, nor be announced: those of the tunnels themselves.
 	Avoid func(netip.Addr) bool
 	// OnPeer is told when a Peer connects, or cannot be reached. It must return quickly. Default: nobody.
@@ -63,6 +65,8 @@ type Config struct {
 	Relay *relay.Config
 	// Suites are the tunnel ciphers to offer. Default: those that this CPU does well.
 	Suites tunnel.Suites
+	// Features are what Inbound can do with tunnelled packets. Default: nothing beyond the minimum.
+	Features tunnel.Features
 	// Logger receives what may interest an operator. Default: discard.
 	Logger *slog.Logger
 }
@@ -291,7 +295,7 @@ type DialConfig struct {
 
 // offer is the tunnel offer for a link.
 func (h *Host) offer(index uint32) tunnel.Offer {
-	return tunnel.Offer{Index: index, Suites: h.cfg.Suites, Features: tunnel.FeaturePostQuantum}
+	return tunnel.Offer{Index: index, Suites: h.cfg.Suites, Features: h.cfg.Features | tunnel.FeaturePostQuantum}
 }
 
 func (h *Host) avoid(a netip.Addr) bool { return h.cfg.Avoid != nil && h.cfg.Avoid(a) }

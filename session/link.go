@@ -437,49 +437,79 @@ func (l *link) sendControl(r *route, c tunnel.Control) {
 	}
 }
 
-// send seals IP packets and sends them on the path in use. The packets are not kept.
-func (l *link) send(packets [][]byte) error {
+// send seals the IP packets that next returns, as [Peer.SendFrom] says, and sends them on the path in use.
+func (l *link) send(next func(offset int, finish bool) (b []byte, unfinished bool)) (packets, size int, err error) {
 	r := l.cur.Load()
 	if r == nil {
-		return ErrNotConnected
+		return 0, 0, ErrNotConnected
 	}
 	t := trains.Get().(*train)
 	defer trains.Put(t)
-	t.reset()
-	for _, p := range packets {
-		if err := t.seal(l.epoch, p); err != nil {
-			return err
+	l.sent.Store(time.Now().UnixNano())
+	finish := l.epoch.Params().RemoteFeatures&tunnel.FeatureUnfinished == 0
+	for more := true; more; {
+		n, bytes, err := t.fill(l.epoch, next, finish)
+		more = n > 0 && err == nil
+		if len(t.datagrams) > 0 {
+			err = errors.Join(err, r.sock.SendBatch(t.datagrams, r.remote))
+		}
+		packets, size = packets+n, size+bytes
+		if err != nil {
+			return packets, size, err
 		}
 	}
-	l.sent.Store(time.Now().UnixNano())
-	return r.sock.SendBatch(t.datagrams, r.remote)
+	return packets, size, nil
 }
 
-// train is the room in which a batch of packets is sealed, one behind the other.
+// train is the room in which a batch of packets is sealed, one behind the other. It has a fixed size, so that it stays
+// in the processor's cache, and is sent when it is full.
 type train struct {
 	arena     []byte
 	datagrams [][]byte
+	sealer    tunnel.Sealer
 }
+
+const (
+	trainSize    = 128 << 10 // bytes of datagrams; two trains as the kernel takes them
+	trainPackets = 128
+)
 
 var trains = sync.Pool{New: func() any { return new(train) }}
 
-func (t *train) reset() { t.arena, t.datagrams = t.arena[:0], t.datagrams[:0] }
-
-func (t *train) seal(e *tunnel.Session, packet []byte) error {
-	// Growing moves the arena; datagrams already sealed stay valid in the old one.
-	n := len(packet) + tunnel.Overhead
-	if cap(t.arena)-len(t.arena) < n {
-		t.arena = make([]byte, 0, max(2*cap(t.arena), 64<<10, n))
+// fill seals packets until the train is full or there are no more. It returns how many, and their bytes.
+func (t *train) fill(s *tunnel.Session, next func(int, bool) ([]byte, bool), finish bool) (packets, size int, err error) {
+	const offset = tunnel.UnfinishedHeader
+	if t.arena == nil {
+		t.arena = make([]byte, 0, trainSize+maxDatagram)
 	}
-	start := len(t.arena)
-	b, err := e.Seal(t.arena, packet)
-	if err != nil {
-		return err
+	t.arena, t.datagrams = t.arena[:0], t.datagrams[:0]
+	if err := s.Begin(&t.sealer); err != nil {
+		return 0, 0, err
 	}
-	t.arena = b
-	t.datagrams = append(t.datagrams, b[start:])
-	return nil
+	defer t.sealer.End()
+	for len(t.arena) < trainSize && len(t.datagrams) < trainPackets {
+		b, unfinished := next(offset, finish)
+		if b == nil {
+			break
+		}
+		plain := b[offset:]
+		packets++
+		size += len(plain)
+		if unfinished {
+			tunnel.AppendUnfinished(b[:0])
+			plain = b
+		}
+		start := len(t.arena)
+		if t.arena, err = t.sealer.Seal(t.arena, plain); err != nil {
+			return packets, size, err
+		}
+		t.datagrams = append(t.datagrams, t.arena[start:])
+	}
+	return packets, size, nil
 }
+
+// maxDatagram is more than the largest datagram that can be sealed.
+const maxDatagram = 65535 + tunnel.Overhead + tunnel.UnfinishedHeader
 
 // authentic notes that a datagram from (sock, from) passed authentication at now. It returns quickly for
 // the path in use and makes any other source a candidate.

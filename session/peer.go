@@ -178,25 +178,40 @@ func (p *Peer) Disconnect() {
 // Send seals IP packets and sends them to the peer. The packets are not kept. Without a connection, up to
 // 256 packets wait for one that Send has started; the oldest give way. It does not block for long.
 func (p *Peer) Send(packets [][]byte) error {
-	n := 0
-	for _, b := range packets {
-		n += len(b)
-	}
+	var room [tunnel.UnfinishedHeader + 1500]byte
+	i := 0
+	return p.SendFrom(func(offset int, _ bool) ([]byte, bool) {
+		if i == len(packets) {
+			return nil, false
+		}
+		i++
+		return append(room[:offset], packets[i-1]...), false
+	})
+}
+
+// SendFrom is Send for the packets that next returns: b[offset:] is a packet, valid until the next call; the bytes before
+// it are SendFrom's to change. nil: there are no more. Unless finish is set, next may leave a packet's checksum of TCP
+// or UDP unfinished, with only the sum of the pseudo-header in it, and says so. Nothing is kept, allocated or copied on
+// the way, but for the packets that wait.
+func (p *Peer) SendFrom(next func(offset int, finish bool) (b []byte, unfinished bool)) error {
 	if l := p.cur.Load(); l != nil {
-		err := l.send(packets)
+		packets, size, err := l.send(next)
 		if err == nil {
-			p.txPackets.Add(uint64(len(packets)))
-			p.txBytes.Add(uint64(n))
+			p.txPackets.Add(uint64(packets))
+			p.txBytes.Add(uint64(size))
 			return nil
 		}
-		p.txLost.Add(uint64(len(packets)))
+		for b, _ := next(0, false); b != nil; b, _ = next(0, false) {
+			packets++
+		}
+		p.txLost.Add(uint64(packets))
 		if !errors.Is(err, ErrNotConnected) {
 			l.failed(err)
 		}
 		return err
 	}
 	p.mu.Lock()
-	for _, b := range packets {
+	for b, _ := next(0, true); b != nil; b, _ = next(0, true) {
 		p.queue = append(p.queue, bytes.Clone(b))
 		p.queued += len(b)
 	}

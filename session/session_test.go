@@ -43,7 +43,7 @@ func (w *world) endAs(at *lab.Host, id key.Private, listed ...key.Public) *end {
 	e := &end{name: at.Name(), got: make(chan string, 10000)}
 	e.Host = w.host(at, Config{
 		Identity: id,
-		Inbound: func(p *Peer, bufs [][]byte, offset int) {
+		Inbound: func(p *Peer, bufs [][]byte, offset int, _ []bool) {
 			for _, b := range bufs {
 				e.got <- fmt.Sprintf("%s: %s", p.Key().Short(), b[offset+1:])
 			}

@@ -24,26 +24,43 @@ const (
 	tcpSeq, tcpFlags = 4, 13
 	tcpDataOffset    = 12
 
-	flagFIN, flagPSH, flagCWR = 0x01, 0x08, 0x80
+	flagFIN, flagPSH, flagACK, flagECE, flagCWR = 0x01, 0x08, 0x10, 0x40, 0x80
 )
 
 var errBadPacket = errors.New("what the kernel says of a packet does not fit it")
 
-// cutter makes of what was read the packets it stands for. The zero value has none.
+// maxHeaders bounds the headers of a large packet: IPv4 and TCP with all their options have 120 bytes, and some room for
+// extension headers of IPv6.
+const maxHeaders = 256
+
+// cutter makes of what was read the packets it stands for, one after the other, where they lie: the headers of each are
+// written over the end of the payload before it, which is not needed any more. The zero value has none.
 type cutter struct {
-	packet    []byte // all of it; nil: nothing is left
+	b         []byte // what was read, from the virtio header on; nil: nothing is left
 	headers   int    // length of the headers that every packet gets; zero: the packet is an ordinary one
 	transport int    // offset of the TCP or UDP header
-	size      int    // payload of each packet but the last
+	sum       int    // offset of the checksum in that header
+	needsSum  bool   // the checksum is not finished
+	plain     bool   // TCP or UDP directly behind the IP header, and no fragment
 	tcp       bool
+	udp       bool
+	size      int    // payload of each packet but the last
 	pseudo    uint64 // unfolded sum of the pseudo-header, without the length
-	next      int    // offset of the payload not yet cut
+	next      int    // offset in b of the payload not yet cut
 	index     int    // of the next packet
+	ipSum     uint64 // unfolded sum of the IPv4 header, without length, identification and checksum
+	saved     [maxHeaders]byte
 }
 
-// start takes b, which was read from the file, and keeps it until everything is cut or start is called again.
+// clear forgets everything but saved, which says nothing without the rest.
+func (c *cutter) clear() {
+	c.b, c.headers, c.needsSum, c.plain, c.tcp, c.udp, c.index = nil, 0, false, false, false, false, 0
+}
+
+// start takes b, which was read from the file, and keeps and changes it until everything is cut or start is called
+// again. The packet begins at b[virtioLen].
 func (c *cutter) start(b []byte) error {
-	*c = cutter{}
+	c.clear()
 	if len(b) < virtioLen+1 {
 		return errBadPacket
 	}
@@ -57,12 +74,10 @@ func (c *cutter) start(b []byte) error {
 			if start+offset+2 > len(packet) {
 				return errBadPacket
 			}
-			field := packet[start+offset:][:2]
-			initial := uint64(binary.BigEndian.Uint16(field))
-			field[0], field[1] = 0, 0
-			putSum(field, fold(sum(initial, packet[start:])), offset == udpSum)
+			c.needsSum, c.transport, c.sum = true, start, offset
+			c.recognize(packet)
 		}
-		c.packet = packet
+		c.b = b
 		return nil
 	}
 
@@ -82,6 +97,7 @@ func (c *cutter) start(b []byte) error {
 		if offset != udpSum {
 			return errBadPacket
 		}
+		c.udp = true
 		c.headers = start + udpLen
 	default:
 		return errBadPacket
@@ -94,62 +110,108 @@ func (c *cutter) start(b []byte) error {
 			return errBadPacket
 		}
 	}
-	if size == 0 || start < minStart || c.headers > len(packet) {
+	if size == 0 || start < minStart || c.headers > min(len(packet), maxHeaders) {
 		return errBadPacket
 	}
-	c.packet, c.transport, c.size, c.next = packet, start, size, c.headers
+	c.b, c.transport, c.sum, c.size, c.next = b, start, offset, size, virtioLen+c.headers
+	c.needsSum, c.plain = true, version == 4 || start == minStart
 	c.pseudo = unix.IPPROTO_UDP
 	if c.tcp {
 		c.pseudo = unix.IPPROTO_TCP
 	}
 	c.pseudo = sum(c.pseudo, packet[addrs:minStart])
+	copy(c.saved[:], packet[:c.headers])
+	if version == 4 {
+		header := c.saved[:start]
+		header[2], header[3], header[10], header[11] = 0, 0, 0, 0
+		c.ipSum = sum(0, header) - uint64(binary.BigEndian.Uint16(header[4:]))
+	}
 	return nil
+}
+
+// recognize finds out whether an ordinary packet without a finished checksum is TCP or UDP, where every receiver finds
+// the checksum by itself.
+func (c *cutter) recognize(packet []byte) {
+	proto, addrs := byte(0), packet[:0]
+	switch {
+	case packet[0]>>4 == 4 && len(packet) >= 20 && int(packet[0]&0xf)*4 == c.transport && c.transport >= 20:
+		if binary.BigEndian.Uint16(packet[6:])&0x3fff != 0 { // a fragment
+			return
+		}
+		proto, addrs = packet[9], packet[12:20]
+	case packet[0]>>4 == 6 && len(packet) >= 40 && c.transport == 40:
+		proto, addrs = packet[6], packet[8:40]
+	}
+	c.tcp = proto == unix.IPPROTO_TCP && c.sum == tcpSum && len(packet) >= c.transport+tcpLen
+	c.udp = proto == unix.IPPROTO_UDP && c.sum == udpSum && len(packet) >= c.transport+udpLen
+	if c.plain = c.tcp || c.udp; c.plain {
+		c.pseudo = sum(uint64(proto), addrs)
+	}
+}
+
+// packet returns all of the packet, and the length of the longest that it stands for.
+func (c *cutter) packet() (packet []byte, longest int) {
+	if c.b == nil {
+		return nil, 0
+	}
+	packet = c.b[virtioLen:]
+	if c.headers > 0 {
+		return packet, min(len(packet), c.headers+c.size)
+	}
+	return packet, len(packet)
 }
 
 // large reports whether the packet stands for many.
 func (c *cutter) large() bool { return c.headers > 0 }
 
-// cut writes the next packet to out and returns its length. It returns zero if there is none left, and an error if
-// out is too short, in which case that packet is lost.
-func (c *cutter) cut(out []byte) (int, error) {
-	if c.packet == nil {
-		return 0, nil
+// cut returns the next packet as b[offset:], nil if there is none left. offset is at most virtioLen; the bytes before
+// the packet are the caller's to overwrite. b is valid until the next call. Unless finish is set, the checksum of TCP or UDP
+// may be left unfinished: then the field has only the sum of the pseudo-header.
+func (c *cutter) cut(offset int, finish bool) (b []byte, unfinished bool) {
+	if c.b == nil {
+		return nil, false
 	}
 	if c.headers == 0 {
-		packet := c.packet
-		c.packet = nil
-		return copyWhole(out, packet)
+		b = c.b[virtioLen-offset:]
+		c.b = nil
+		if !c.needsSum {
+			return b, false
+		}
+		packet := b[offset:]
+		if c.plain {
+			return b, c.setSum(packet, finish)
+		}
+		field := packet[c.transport+c.sum:][:2]
+		initial := uint64(binary.BigEndian.Uint16(field))
+		field[0], field[1] = 0, 0
+		putSum(field, fold(sum(initial, packet[c.transport:])), c.sum == udpSum)
+		return b, false
 	}
-	payload := c.packet[c.next:min(c.next+c.size, len(c.packet))]
-	total := c.headers + len(payload)
+	start := c.next - c.headers
+	end := min(c.next+c.size, len(c.b))
+	b = c.b[start-offset : end : end]
+	packet := b[offset:]
 	index := c.index
-	c.next += len(payload)
+	last := end == len(c.b)
+	c.next = end
 	c.index++
-	last := c.next == len(c.packet)
-	headers := c.packet[:c.headers]
 	if last {
-		c.packet = nil
+		c.b = nil
 	}
-	if total > len(out) || total > maxPacket {
-		return 0, errTooShort
+	if len(packet) > maxPacket {
+		return c.cut(offset, finish)
 	}
-	out = out[:total]
-	copy(out, headers)
-	copy(out[c.headers:], payload)
-
-	if out[0]>>4 == 4 {
-		header := out[:c.transport]
-		binary.BigEndian.PutUint16(header[2:], uint16(total))
-		binary.BigEndian.PutUint16(header[4:], binary.BigEndian.Uint16(header[4:])+uint16(index))
-		header[10], header[11] = 0, 0
-		binary.BigEndian.PutUint16(header[10:], fold(sum(0, header)))
+	copy(packet, c.saved[:c.headers])
+	if packet[0]>>4 == 4 {
+		length, id := uint16(len(packet)), binary.BigEndian.Uint16(packet[4:])+uint16(index)
+		binary.BigEndian.PutUint16(packet[2:], length)
+		binary.BigEndian.PutUint16(packet[4:], id)
+		binary.BigEndian.PutUint16(packet[10:], fold(c.ipSum+uint64(length)+uint64(id)))
 	} else {
-		binary.BigEndian.PutUint16(out[4:], uint16(total-40))
+		binary.BigEndian.PutUint16(packet[4:], uint16(len(packet)-40))
 	}
-	segment := out[c.transport:]
-	field := segment[udpSum:][:2]
+	segment := packet[c.transport:]
 	if c.tcp {
-		field = segment[tcpSum:][:2]
 		binary.BigEndian.PutUint32(segment[tcpSeq:], binary.BigEndian.Uint32(segment[tcpSeq:])+uint32(index*c.size))
 		if !last {
 			segment[tcpFlags] &^= flagFIN | flagPSH
@@ -160,9 +222,29 @@ func (c *cutter) cut(out []byte) (int, error) {
 	} else {
 		binary.BigEndian.PutUint16(segment[4:], uint16(len(segment)))
 	}
+	return b, c.setSum(packet, finish || !c.plain)
+}
+
+// setSum sets the checksum of TCP or UDP, or only the sum of the pseudo-header unless finish is set. It reports whether
+// it is unfinished.
+func (c *cutter) setSum(packet []byte, finish bool) (unfinished bool) {
+	segment := packet[c.transport:]
+	field := segment[c.sum:][:2]
+	s := c.pseudo + uint64(len(segment))
+	if !finish {
+		binary.BigEndian.PutUint16(field, ^fold(s))
+		return true
+	}
 	field[0], field[1] = 0, 0
-	putSum(field, fold(sum(c.pseudo+uint64(len(segment)), segment)), !c.tcp)
-	return total, nil
+	putSum(field, fold(sum(s, segment)), c.udp)
+	return false
+}
+
+// copyTo copies the next packet, finished, to out and returns its length. It returns zero if there is none left, and
+// an error if out is too short, in which case that packet is lost.
+func (c *cutter) copyTo(out []byte) (int, error) {
+	b, _ := c.cut(0, true)
+	return copyWhole(out, b)
 }
 
 var errTooShort = errors.New("a packet is larger than the buffers")

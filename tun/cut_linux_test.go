@@ -52,7 +52,7 @@ func cutAll(t *testing.T, b []byte) [][]byte {
 	var packets [][]byte
 	for {
 		out := make([]byte, 2000)
-		n, err := c.cut(out)
+		n, err := c.copyTo(out)
 		if err != nil {
 			t.Fatalf("cut: %v", err)
 		}
@@ -236,7 +236,7 @@ func FuzzCut(f *testing.F) {
 		}
 		out := make([]byte, 500)
 		for range len(b) + 1 {
-			n, err := c.cut(out)
+			n, err := c.copyTo(out)
 			if err != nil {
 				continue // lost, and on to the next
 			}
@@ -313,7 +313,7 @@ func TestQueueGathers(t *testing.T) {
 		{"what is waiting", [][]byte{one, one, one}, []int{3}},
 		{"more than a batch", [][]byte{one, one, one, one, one, one, one, one, one}, []int{8, 1}},
 		{"a large one that needs two batches", [][]byte{many}, []int{8, 2}},
-		{"a large one makes nothing wait", [][]byte{many, one}, []int{8, 2, 1}},
+		{"a large one and one more", [][]byte{many, one}, []int{8, 3}},
 		{"small ones before a large one", [][]byte{one, many}, []int{8, 3}},
 		{"what does not fit or is wrong is left out", [][]byte{huge, one, bad, huge, one, bad}, []int{2}},
 	} {
@@ -379,7 +379,7 @@ func BenchmarkCut(b *testing.B) {
 			b.Fatal(err)
 		}
 		for {
-			n, err := c.cut(out)
+			n, err := c.copyTo(out)
 			if err != nil {
 				b.Fatal(err)
 			}

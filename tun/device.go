@@ -15,7 +15,6 @@ import (
 // device is a wireguard/tun device, kept within the bounds of what it can take.
 type device struct {
 	native wgtun.Device
-	reader reader // native, or what reads from the same file
 	name   string
 	log    *slog.Logger
 
@@ -28,18 +27,13 @@ type device struct {
 	events   sync.WaitGroup // the goroutine that drains events, where there is one
 }
 
-// reader is the part of a device that may be replaced.
-type reader interface {
-	Read(bufs [][]byte, sizes []int, offset int) (int, error)
-}
-
 // maxMergeFailures is how many writes must fail in a row before merging is given up: a peer can make single writes
 // fail.
 const maxMergeFailures = 8
 
 // newDevice takes native over.
 func newDevice(native wgtun.Device, name string, cfg Config) *device {
-	d := &device{native: native, reader: native, name: name, log: cfg.Logger}
+	d := &device{native: native, name: name, log: cfg.Logger}
 	d.merge.Store(!cfg.NoMerge)
 	return d
 }
@@ -57,25 +51,52 @@ func (d *device) MTU() (int, error) {
 }
 
 func (d *device) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	n, err := d.reader.Read(bufs, sizes, offset)
-	switch {
-	case errors.Is(err, os.ErrClosed):
-		return n, os.ErrClosed
-	case err != nil:
-		return n, fmt.Errorf("tun: read from %s: %w", d.name, err)
+	n, err := d.native.Read(bufs, sizes, offset)
+	if errors.Is(err, wgtun.ErrTooManySegments) {
+		return n, nil // the rest of a large packet is lost, and more will come
 	}
-	return n, nil
+	return n, d.readError(err)
+}
+
+func (d *device) readError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, os.ErrClosed):
+		return os.ErrClosed
+	}
+	return fmt.Errorf("tun: read from %s: %w", d.name, err)
+}
+
+// checkWrite refuses what no device takes.
+func (d *device) checkWrite(bufs [][]byte, offset int) error {
+	if offset < MinHeadroom {
+		return fmt.Errorf("tun: write to %s: headroom of %d bytes, less than %d", d.name, offset, MinHeadroom)
+	}
+	for _, b := range bufs {
+		if len(b) <= offset || len(b)-offset > maxPacket {
+			return fmt.Errorf("tun: write to %s: packet of %d bytes", d.name, len(b)-offset)
+		}
+	}
+	return nil
+}
+
+func (d *device) writeError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, os.ErrClosed):
+		return os.ErrClosed
+	}
+	return fmt.Errorf("tun: write to %s: %w", d.name, err)
 }
 
 func (d *device) Write(bufs [][]byte, offset int) (int, error) {
-	if offset < MinHeadroom {
-		return 0, fmt.Errorf("tun: write to %s: headroom of %d bytes, less than %d", d.name, offset, MinHeadroom)
+	if err := d.checkWrite(bufs, offset); err != nil {
+		return 0, err
 	}
 	merge := d.merge.Load()
 	for i, b := range bufs {
-		if len(b) <= offset || len(b)-offset > maxPacket {
-			return 0, fmt.Errorf("tun: write to %s: packet of %d bytes", d.name, len(b)-offset)
-		}
 		// The capacity decides how much may be merged. More than this would overflow the length field of a packet.
 		capacity := MergeCapacity(offset)
 		if !merge || cap(b) < capacity {
@@ -91,11 +112,8 @@ func (d *device) Write(bufs [][]byte, offset int) (int, error) {
 		if n > 1 && merge {
 			d.judgeMerging(err)
 		}
-		switch {
-		case errors.Is(err, os.ErrClosed):
-			return 0, os.ErrClosed
-		case err != nil:
-			return len(bufs) - len(rest), fmt.Errorf("tun: write to %s: %w", d.name, err)
+		if err != nil {
+			return len(bufs) - len(rest), d.writeError(err)
 		}
 		rest = rest[n:]
 	}

@@ -33,15 +33,12 @@ func openNamed(cfg Config) (Device, error) {
 	if errors.Is(err, errNoOffload) {
 		d, err = openFlags(cfg, 0)
 	}
-	if err != nil {
-		return nil, err // not a nil *device in an interface
-	}
-	return d, nil
+	return d, err
 }
 
 var errNoOffload = errors.New("kernel has no offloads for TUN")
 
-func openFlags(cfg Config, flags uint16) (*device, error) {
+func openFlags(cfg Config, flags uint16) (Device, error) {
 	fd, err := unix.Open(clonePath, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, openError(err)
@@ -64,29 +61,67 @@ func openFlags(cfg Config, flags uint16) (*device, error) {
 		return nil, fmt.Errorf("tun: open %s: %w", cfg.Name, err) // fd is that package's now, to close when collected
 	}
 	d := newDevice(native, name, cfg)
-	if flags&unix.IFF_VNET_HDR != 0 {
-		q, err := newQueue(native.File(), name, cfg.Logger)
-		if err == nil {
-			err = q.conn.Control(setOffloads)
-		}
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("tun: open %s: %w", name, err), native.Close())
-		}
-		d.reader = q
+	if flags&unix.IFF_VNET_HDR == 0 || cfg.Plain {
+		return d, nil
 	}
-	return d, nil
+	q, err := newQueue(native.File(), name, cfg.Logger)
+	if err == nil {
+		q.merge.Store(!cfg.NoMerge)
+		err = q.conn.Control(q.setOffloads)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("tun: open %s: %w", name, err), native.Close())
+	}
+	return &largeDevice{d, q}, nil
 }
 
 // setOffloads lets the kernel hand over large packets with ECN too: our queue cuts them right, wireguard/tun would not.
 // UDP needs Linux 6.2. If all of it is refused, what wireguard/tun has set stays.
-func setOffloads(fd uintptr) {
+func (q *queue) setOffloads(fd uintptr) {
 	const (
 		tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
 		udp = unix.TUN_F_USO4 | unix.TUN_F_USO6
 	)
-	if unix.IoctlSetInt(int(fd), unix.TUNSETOFFLOAD, tcp|udp) != nil {
+	q.uso = unix.IoctlSetInt(int(fd), unix.TUNSETOFFLOAD, tcp|udp) == nil
+	if !q.uso {
 		_ = unix.IoctlSetInt(int(fd), unix.TUNSETOFFLOAD, tcp)
 	}
+}
+
+// largeDevice is a device with a queue of our own. What it cannot do better is the device's.
+type largeDevice struct {
+	*device
+	q *queue
+}
+
+var _ Large = (*largeDevice)(nil)
+
+func (d *largeDevice) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	n, err := d.q.Read(bufs, sizes, offset)
+	return n, d.readError(err)
+}
+
+func (d *largeDevice) ReadLarge() (int, error) {
+	n, err := d.q.ReadLarge()
+	return n, d.readError(err)
+}
+
+func (d *largeDevice) Packet(i int) (packet []byte, longest int) { return d.q.Packet(i) }
+
+func (d *largeDevice) Cut(i, offset int, finish bool) (b []byte, unfinished bool) {
+	return d.q.Cut(i, offset, finish)
+}
+
+func (d *largeDevice) Write(bufs [][]byte, offset int) (int, error) {
+	return d.WriteLarge(bufs, offset, nil)
+}
+
+func (d *largeDevice) WriteLarge(bufs [][]byte, offset int, unfinished []bool) (int, error) {
+	if err := d.checkWrite(bufs, offset); err != nil {
+		return 0, err
+	}
+	n, err := d.q.WriteLarge(bufs, offset, unfinished)
+	return n, d.writeError(err)
 }
 
 func setInterface(fd int, name string, flags uint16) error {

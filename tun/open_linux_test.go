@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -179,6 +182,52 @@ func mirror(t *testing.T, d Device, capacity int) {
 	}
 }
 
+// Capacities that stand for mirrorLarge.
+const uncut, uncutFinished = -1, -2
+
+// mirrorLarge is mirror with the methods of Large.
+func mirrorLarge(t *testing.T, d Large, finish bool) {
+	const offset = 16
+	var arena []byte
+	var ends []int
+	var bufs [][]byte
+	var unfinished []bool
+	for {
+		n, err := d.ReadLarge()
+		if err != nil {
+			if !errors.Is(err, os.ErrClosed) {
+				t.Error(err)
+			}
+			return
+		}
+		arena, ends, bufs, unfinished = arena[:0], ends[:0], bufs[:0], unfinished[:0]
+		for i := range n {
+			packet, longest := d.Packet(i)
+			if longest > 1400 || longest > len(packet) {
+				t.Errorf("a packet of %d bytes stands for some of up to %d", len(packet), longest)
+			}
+			for b, partial := d.Cut(i, MinHeadroom, finish); b != nil; b, partial = d.Cut(i, MinHeadroom, finish) {
+				if p := b[MinHeadroom:]; len(p) > longest || partial && finish || !partial && tuntest.Check(p) != nil {
+					t.Errorf("%x was cut, %d bytes at most, unfinished: %v", p, longest, partial)
+				}
+				arena = append(arena, make([]byte, offset)...)
+				start := len(arena)
+				arena = append(arena, b[MinHeadroom:]...)
+				swapAddresses(arena[start:])
+				ends, unfinished = append(ends, len(arena)), append(unfinished, partial)
+			}
+		}
+		start := 0
+		for _, end := range ends {
+			bufs = append(bufs, arena[start:end:end])
+			start = end
+		}
+		if n, err := d.WriteLarge(bufs, offset, unfinished); (err != nil || n != len(bufs)) && !errors.Is(err, os.ErrClosed) {
+			t.Errorf("WriteLarge = %d, %v, want %d", n, err, len(bufs))
+		}
+	}
+}
+
 // swapAddresses exchanges source and destination, which no checksum notices.
 func swapAddresses(packet []byte) {
 	from, size := 12, 4
@@ -206,13 +255,28 @@ func TestTrafficThroughTheKernel(t *testing.T) {
 	}{
 		{"merging", false, MergeCapacity(16)},
 		{"merging switched off", true, MergeCapacity(16)},
-		{"buffers too small to merge", false, 0},
+		{"buffers without room to merge", false, 0},
+		{"the plain path, merging", false, MergeCapacity(16)},
+		{"the plain path, buffers too small to merge", false, 0},
+		{"uncut", false, uncut},
+		{"uncut, merging switched off", true, uncut},
+		{"uncut, finished", false, uncutFinished},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			d := openTest(t, Config{MTU: 1400, NoMerge: row.noMerge})
+			plain := strings.Contains(row.name, "plain")
+			d := openTest(t, Config{MTU: 1400, NoMerge: row.noMerge, Plain: plain})
+			if _, large := d.(Large); large == plain {
+				t.Errorf("the device is a Large: %v, want %v", large, !plain)
+			}
 			bringUp(t, d, []string{"10.64.0.1/32", "fd6f:6d65:6761::1/128"}, []string{"10.64.0.2/32", "fd6f:6d65:6761::2/128"})
 			var wg sync.WaitGroup
-			wg.Go(func() { mirror(t, d, row.capacity) })
+			wg.Go(func() {
+				if row.capacity < 0 {
+					mirrorLarge(t, d.(Large), row.capacity == uncutFinished)
+				} else {
+					mirror(t, d, row.capacity)
+				}
+			})
 			t.Run("TCP over IPv4", func(t *testing.T) { tcpThrough(t, "10.64.0.1", "10.64.0.2") })
 			t.Run("TCP over IPv6", func(t *testing.T) { tcpThrough(t, "fd6f:6d65:6761::1", "fd6f:6d65:6761::2") })
 			t.Run("UDP over IPv4", func(t *testing.T) { udpThrough(t, "10.64.0.1", "10.64.0.2") })
@@ -299,6 +363,64 @@ func udpThrough(t *testing.T, here, there string) {
 		t.Errorf("received %q from %v, %v, want %q from %v", b[:n], from, err, "round", to)
 	}
 }
+
+// TestBothPathsCarryTheSame writes each batch of mergeRows to the kernel by way of the queue and of wireguard/tun, and reads with
+// raw sockets what programs would get.
+func TestBothPathsCarryTheSame(t *testing.T) {
+	if !tuntest.InNamespace(t) {
+		return
+	}
+	const offset = 16
+	for _, plain := range []bool{false, true} {
+		d := openTest(t, Config{MTU: 1500, Plain: plain})
+		bringUp(t, d, []string{us4.Addr().String() + "/32", us6.Addr().String() + "/128"},
+			[]string{them4.Addr().String() + "/32", them6.Addr().String() + "/128"})
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, int(htons(unix.ETH_P_ALL)))
+		if err != nil {
+			t.Skip(err)
+		}
+		if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1); err != nil {
+			t.Fatal(err)
+		}
+		link, err := netlink.LinkByName(d.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: link.Attrs().Index}
+		if err := errors.Join(unix.Bind(fd, at), unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20)); err != nil {
+			t.Fatal(err)
+		}
+		for _, row := range mergeRows {
+			name := fmt.Sprintf("%s, plain: %v", row.name, plain)
+			var bufs [][]byte
+			for _, p := range row.packets {
+				bufs = append(bufs, append(make([]byte, offset, offset+len(p)), p...)) // wireguard/tun's merging reorders
+			}
+			if n, err := d.Write(bufs, offset); err != nil || n != len(row.packets) {
+				t.Errorf("%s: Write = %d, %v, want %d", name, n, err, len(row.packets))
+			}
+			var frames [][]byte
+			for b := make([]byte, 1<<17); ; {
+				n, from, err := unix.Recvfrom(fd, b, 0)
+				if errors.Is(err, unix.EAGAIN) {
+					break
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				if from.(*unix.SockaddrLinklayer).Pkttype != unix.PACKET_OUTGOING { // what the host answers
+					frames = append(frames, slices.Clone(b[:n]))
+				}
+			}
+			wantSame(t, name, recut(t, frames), row.packets)
+		}
+		if err := errors.Join(unix.Close(fd), d.Close()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func htons(v uint16) uint16 { return v<<8 | v>>8 }
 
 // TestHostilePacketsAreSurvived writes what a peer could send into the merging code and the kernel.
 func TestHostilePacketsAreSurvived(t *testing.T) {

@@ -1,30 +1,50 @@
 package tun
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// queue reads packets from a file with virtio-net headers. It gathers what is waiting, so that a burst of small packets
-// is one batch, while wireguard/tun returns one packet, or one large packet cut, at a time.
+const (
+	// batchPackets is how many packets, large or not, one ReadLarge gathers at most.
+	batchPackets = 64
+	// batchBytes is how many bytes are enough for a batch: a large packet is one by itself, because what is read later
+	// makes it wait, and because all of a batch is to stay in the processor's cache.
+	batchBytes = 16 << 10
+)
+
+// queue reads and writes packets, large ones too, through a file with virtio-net headers.
+//
+// It gathers what is waiting, so that a burst of small packets is one batch. What was read lies behind one another in one
+// small arena, and is cut where it lies.
 type queue struct {
 	name string
 	log  *slog.Logger
 	conn syscall.RawConn
 
-	mu    sync.Mutex // guards the fields below
-	b     []byte     // what was read last
-	cut   cutter     // what is left of it
-	n     int        // outcome of wait or poll
-	errno error
-	wait  func(fd uintptr) bool // reads when there is something
-	poll  func(fd uintptr) bool // reads if there is something
+	uso      bool         // the kernel takes large UDP packets
+	merge    atomic.Bool  // packets may be merged
+	merged   atomic.Bool  // a merged write has succeeded since the last failure
+	failures atomic.Int32 // merged writes that failed with EINVAL in a row
+	mergers  sync.Pool    // of *merger
+
+	mu     sync.Mutex // guards the fields below
+	arena  []byte
+	frames [batchPackets]cutter // what was read last
+	count  int
+	used   int // bytes of the arena
+	turn   int // the frame that Read cuts next
+	n      int // outcome of wait or poll
+	errno  unix.Errno
+	wait   func(fd uintptr) bool // reads when there is something
+	poll   func(fd uintptr) bool // reads if there is something
 }
 
 func newQueue(file *os.File, name string, log *slog.Logger) (*queue, error) {
@@ -32,16 +52,19 @@ func newQueue(file *os.File, name string, log *slog.Logger) (*queue, error) {
 	if err != nil {
 		return nil, err
 	}
-	q := &queue{name: name, log: log, conn: conn, b: make([]byte, virtioLen+maxPacket)}
+	q := &queue{name: name, log: log, conn: conn, arena: make([]byte, batchBytes+virtioLen+maxPacket)}
+	q.merge.Store(true)
+	q.mergers.New = func() any { return newMerger(q) }
 	q.poll = func(fd uintptr) bool { // made once, because a closure is an allocation
 		for {
-			q.n, q.errno = unix.Read(int(fd), q.b)
-			if !errors.Is(q.errno, unix.EINTR) {
+			b := q.arena[q.used:]
+			n, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+			if q.n, q.errno = int(n), errno; errno != unix.EINTR {
 				return true
 			}
 		}
 	}
-	q.wait = func(fd uintptr) bool { return q.poll(fd) && !errors.Is(q.errno, unix.EAGAIN) }
+	q.wait = func(fd uintptr) bool { return q.poll(fd) && q.errno != unix.EAGAIN }
 	return q, nil
 }
 
@@ -49,54 +72,82 @@ func newQueue(file *os.File, name string, log *slog.Logger) (*queue, error) {
 func (q *queue) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	n := 0
-	for n < len(bufs) {
-		size, err := q.cut.cut(bufs[n][offset:])
-		if err != nil {
-			q.drop(err)
-			continue
-		}
-		if size > 0 {
-			sizes[n] = size
-			n++
-			continue
-		}
-		if n > 0 && q.cut.large() {
-			break // that was a batch by itself; what comes next must not make it wait
-		}
-		if err := q.next(n == 0); errors.Is(err, unix.EAGAIN) {
-			break
-		} else if err != nil {
-			if n > 0 {
-				break // it comes again
+	for {
+		n := 0
+		for n < len(bufs) && q.turn < q.count {
+			size, err := q.frames[q.turn].copyTo(bufs[n][offset:])
+			switch {
+			case err != nil:
+				q.drop(err)
+			case size == 0:
+				q.turn++
+			default:
+				sizes[n] = size
+				n++
 			}
+		}
+		if n > 0 || len(bufs) == 0 {
+			return n, nil
+		}
+		if err := q.fill(); err != nil {
 			return 0, err
 		}
 	}
-	return n, nil
 }
 
-// next reads a packet, and if wait is set it waits for one. It returns EAGAIN if there is none.
-func (q *queue) next(wait bool) error {
-	read := q.poll
-	if wait {
-		read = q.wait
-	}
-	q.cut = cutter{}
-	if err := q.conn.Read(read); err != nil {
-		return os.ErrClosed // the only reason, as there are no deadlines
-	}
-	switch {
-	case errors.Is(q.errno, unix.EBADFD): // the interface was removed
-		return fmt.Errorf("interface %s is gone: %w", q.name, os.ErrClosed)
-	case q.errno != nil:
-		return q.errno
-	}
-	if err := q.cut.start(q.b[:q.n]); err != nil {
-		q.cut = cutter{}
-		q.drop(err)
+// ReadLarge is [Large.ReadLarge].
+func (q *queue) ReadLarge() (int, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	err := q.fill()
+	q.turn = q.count // they are not for Read
+	return q.count, err
+}
+
+// Packet is [Large.Packet].
+func (q *queue) Packet(i int) (packet []byte, longest int) { return q.frames[i].packet() }
+
+// Cut is [Large.Cut].
+func (q *queue) Cut(i, offset int, finish bool) (b []byte, unfinished bool) {
+	return q.frames[i].cut(offset, finish)
+}
+
+// fill waits for a packet and gathers those that are there. q.mu is held.
+func (q *queue) fill() error {
+	q.count, q.used, q.turn = 0, 0, 0
+	for q.count < len(q.frames) && q.used < batchBytes {
+		read := q.poll
+		if q.count == 0 {
+			read = q.wait
+		}
+		if err := q.conn.Read(read); err != nil {
+			return q.failed(os.ErrClosed) // the only reason, as there are no deadlines
+		}
+		switch {
+		case q.errno == unix.EAGAIN:
+			return nil
+		case q.errno == unix.EBADFD: // the interface was removed
+			return q.failed(fmt.Errorf("interface %s is gone: %w", q.name, os.ErrClosed))
+		case q.errno != 0:
+			return q.failed(q.errno)
+		}
+		if err := q.frames[q.count].start(q.arena[q.used : q.used+q.n]); err != nil {
+			q.drop(err)
+			continue
+		}
+		const line = 64 // of the processor's cache
+		q.used = (q.used + q.n + line - 1) &^ (line - 1)
+		q.count++
 	}
 	return nil
+}
+
+// failed returns err, unless there are packets to be carried first: it comes again.
+func (q *queue) failed(err error) error {
+	if q.count > 0 {
+		return nil
+	}
+	return err
 }
 
 func (q *queue) drop(err error) {

@@ -2,17 +2,18 @@
 //
 //	programs ⇄ kernel ⇄ interface "omega0" ⇄ Device ⇄ our process
 //
-// On Linux the device is opened with virtio-net headers. Then one system call carries up to 64 KiB: Read cuts what
-// the kernel hands over as one large TCP or UDP packet into packets that fit, and gathers small ones that are
-// waiting; Write merges packets of a flow again. Writing is done by golang.zx2c4.com/wireguard/tun, on a file opened
+// On Linux the device is opened with virtio-net headers, and is a [Large]. Then one system call carries up to 64 KiB: what
+// the kernel hands over as one large TCP or UDP packet is cut into packets that fit where it lies, small ones that are
+// waiting are gathered, and packets of a flow are merged again as they are written, from where they lie. Checksums are left to
+// the kernel where the other side allows it. The device below is golang.zx2c4.com/wireguard/tun's, on a file opened
 // here: so an interface of that name which exists already is refused instead of taken over, and no goroutine or
-// netlink socket is needed for events that nobody reads. Where the kernel refuses the headers, packets are carried
-// one by one. Other systems use that package's devices as they are.
+// netlink socket is needed for events that nobody reads. Where the kernel refuses the headers, or [Config].Plain is set,
+// packets are carried by that package. Other systems use its devices as they are.
 //
 // The interface exists as long as the device is open: when the process ends, however it ends, the kernel removes it
 // with its addresses and routes. Package tun/hostnet sets those.
 //
-// Limitations: one queue; what is cut and merged is checksummed in full.
+// Limitations: one queue; packets with IPv4 options or IPv6 extension headers are not merged.
 package tun
 
 import (
@@ -75,6 +76,35 @@ type Device interface {
 	Close() error
 }
 
+// Large is a Device that carries large packets, each of which stands for many of one flow, and leaves checksums to the
+// kernel. What [Open] returns is one wherever the system can do it. The first three methods are for one goroutine at a
+// time, which does not call Read.
+type Large interface {
+	Device
+
+	// ReadLarge waits for packets and returns how many there are. They are valid until the next call. Close ends it
+	// with [os.ErrClosed]. Any error is final.
+	ReadLarge() (int, error)
+
+	// Packet returns packet i with all of its payload, and the length of the longest packet that it stands for. It is
+	// the packet itself, if it is not a large one. The caller may change the headers, but not their length. Once Cut has been
+	// called the payload is not whole any more.
+	Packet(i int) (packet []byte, longest int)
+
+	// Cut returns the next of the packets that packet i stands for, as b[offset:]; nil after the last. b is valid until
+	// the next call for the same i; all of it may be changed, and the bytes before offset, which is at most
+	// [MinHeadroom], are nothing's. Unless finish is set, the checksum of TCP or UDP may be unfinished: then
+	// the field holds the sum of the pseudo-header only, and the receiver must be told.
+	Cut(i, offset int, finish bool) (b []byte, unfinished bool)
+
+	// WriteLarge is Write, but changes nothing behind a packet: buffers need no capacity, and may overlap but for
+	// the packets and [MinHeadroom] bytes before each. Packet i has an unfinished checksum if unfinished[i] is set;
+	// nil: none has. It returns the number of packets that were written, and the first error if those are not all.
+	// One that is said to be unfinished, and is not TCP or UDP directly behind an IP header with sound lengths, is not
+	// written. Packets are changed.
+	WriteLarge(bufs [][]byte, offset int, unfinished []bool) (int, error)
+}
+
 // Config configures [Open].
 type Config struct {
 	// Name is the name of the interface. Empty: the first free one of omega0, omega1, … (on macOS, utun0, …).
@@ -84,6 +114,8 @@ type Config struct {
 	// NoMerge writes packets one by one. Some kernels fail merged writes with EINVAL (that is noticed, and merging
 	// stops), others lose merged UDP packets on their way to a VXLAN (Linux before 6.8.5).
 	NoMerge bool
+	// Plain leaves reading and writing to golang.zx2c4.com/wireguard/tun, as on other systems: the device is no Large.
+	Plain bool
 	// Logger is told about packets that could not be read and about merging being switched off. Nil: discard.
 	Logger *slog.Logger
 }

@@ -1,16 +1,12 @@
 package tunnel
 
 import (
-	"crypto/aes"
 	"crypto/cipher"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"reflect"
 	"sync"
 	"sync/atomic"
-
-	"golang.org/x/crypto/chacha20poly1305"
 
 	"omegatun/dht/key"
 )
@@ -78,27 +74,6 @@ func epochKey(split [32]byte, hash [64]byte) key.Target {
 	return key.KeyedHash(split[:], []byte(keyLabel), hash[:])
 }
 
-func newAEAD(suite Suites, k []byte) (aead cipher.AEAD, limit uint64, err error) {
-	switch suite {
-	case ChaCha20Poly1305:
-		aead, err = chacha20poly1305.New(k)
-		limit = maxChaCha
-	case AES256GCM:
-		limit = maxAESGCM
-		var block cipher.Block
-		if block, err = aes.NewCipher(k); err == nil {
-			aead, err = cipher.NewGCM(block)
-			wipe(block) // NewGCM has copied it
-		}
-	default:
-		err = errors.New("not a single known suite")
-	}
-	if err != nil {
-		return nil, 0, fmt.Errorf("tunnel: %v: %w", suite, err)
-	}
-	return aead, limit, nil
-}
-
 // wipe overwrites what a pointer to key material points to.
 func wipe(pointer any) {
 	if v := reflect.ValueOf(pointer); v.Kind() == reflect.Pointer {
@@ -149,22 +124,13 @@ func (e *Epoch) Seal(dst, plaintext []byte) ([]byte, error) {
 	if e.send.aead == nil {
 		return nil, ErrClosed
 	}
-	if e.counter.Load() >= e.limit { // keeps the counter from growing for ever
-		return nil, ErrExhausted
-	}
-	counter := e.counter.Add(1) - 1
-	if counter >= e.limit {
-		return nil, ErrExhausted
-	}
 	nonce := e.nonces.Get().(*[nonceSize]byte)
-	e.nonce(nonce, counter)
-	start := len(dst)
-	dst = append(dst, class, version, 0, 0)
-	dst = binary.LittleEndian.AppendUint32(dst, e.params.RemoteIndex)
-	dst = binary.LittleEndian.AppendUint64(dst, counter)
-	dst = e.send.aead.Seal(dst, nonce[:], plaintext, dst[start:])
-	e.nonces.Put(nonce)
-	return dst, nil
+	defer e.nonces.Put(nonce)
+	b, err := e.seal(dst, plaintext, nonce)
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
 }
 
 // Open appends the plaintext of a datagram to dst and returns the extended slice. It allocates only if dst has
@@ -174,6 +140,12 @@ func (e *Epoch) Seal(dst, plaintext []byte) ([]byte, error) {
 // The error is one of [ErrFormat], [ErrIndex], [ErrReplay], [ErrAuth] and [ErrClosed]. The datagram has then
 // changed nothing, but for the room behind dst, which holds nothing of use.
 func (e *Epoch) Open(dst, datagram []byte) ([]byte, error) {
+	nonce := e.nonces.Get().(*[nonceSize]byte)
+	defer e.nonces.Put(nonce)
+	return e.open(dst, datagram, nonce)
+}
+
+func (e *Epoch) open(dst, datagram []byte, nonce *[nonceSize]byte) ([]byte, error) {
 	index, ok := ReceiverIndex(datagram)
 	if !ok {
 		return nil, ErrFormat
@@ -191,10 +163,8 @@ func (e *Epoch) Open(dst, datagram []byte) ([]byte, error) {
 	if e.receive.aead == nil {
 		return nil, ErrClosed
 	}
-	nonce := e.nonces.Get().(*[nonceSize]byte)
 	e.nonce(nonce, counter)
 	dst, err := e.receive.aead.Open(dst, nonce[:], sealed, header)
-	e.nonces.Put(nonce)
 	if err != nil {
 		return nil, ErrAuth
 	}

@@ -91,8 +91,26 @@ func (s *Session) Seal(dst, plaintext []byte) ([]byte, error) {
 	}
 }
 
+// Begin begins a run of datagrams in the epoch in use, as [Sealer.Begin] does.
+func (s *Session) Begin(r *Sealer) error {
+	for {
+		e := s.send.Load()
+		err := r.Begin(e)
+		if err == ErrClosed && s.send.Load() != e { //nolint:errorlint // it was replaced meanwhile
+			continue
+		}
+		return err
+	}
+}
+
 // Open is [Epoch.Open] in the epoch that the datagram names.
 func (s *Session) Open(dst, datagram []byte) ([]byte, error) {
+	var o Opener
+	return s.OpenWith(&o, dst, datagram)
+}
+
+// OpenWith is Open, with less to do for each datagram.
+func (s *Session) OpenWith(o *Opener, dst, datagram []byte) ([]byte, error) {
 	index, ok := ReceiverIndex(datagram)
 	if !ok {
 		return nil, ErrFormat
@@ -102,7 +120,7 @@ func (s *Session) Open(dst, datagram []byte) ([]byte, error) {
 		if e.params.LocalIndex != index {
 			continue
 		}
-		b, err := e.Open(dst, datagram)
+		b, err := o.Open(e, dst, datagram)
 		if err == nil && i == 0 && s.send.Load() != e {
 			s.promote(e)
 		}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // TCP header flags (RFC 9293, 3.1).
@@ -13,6 +14,9 @@ const (
 	RST
 	PSH
 	ACK
+	URG
+	ECE
+	CWR
 )
 
 // Segment is what a TCP packet says beside its ports.
@@ -20,6 +24,7 @@ type Segment struct {
 	Seq, Ack uint32
 	Flags    byte
 	MSS      uint16 // zero: the option is absent
+	Options  []byte // further ones; padded with no-operations
 	Payload  []byte
 }
 
@@ -47,15 +52,15 @@ func TCP(src, dst netip.AddrPort, s Segment) []byte {
 	b = binary.BigEndian.AppendUint16(b, dst.Port())
 	b = binary.BigEndian.AppendUint32(b, s.Seq)
 	b = binary.BigEndian.AppendUint32(b, s.Ack)
-	words := byte(5)
+	options := s.Options
 	if s.MSS != 0 {
-		words++
+		options = append([]byte{2, 4, byte(s.MSS >> 8), byte(s.MSS)}, options...)
 	}
-	b = append(b, words<<4, s.Flags, 0xff, 0xff, 0, 0, 0, 0)
-	if s.MSS != 0 {
-		b = append(b, 2, 4)
-		b = binary.BigEndian.AppendUint16(b, s.MSS)
+	for len(options)%4 != 0 {
+		options = append(slices.Clip(options), 1)
 	}
+	b = append(b, byte(5+len(options)/4)<<4, s.Flags, 0xff, 0xff, 0, 0, 0, 0)
+	b = append(b, options...)
 	return finish(src.Addr(), dst.Addr(), protoTCP, append(b, s.Payload...), 16)
 }
 

@@ -41,6 +41,7 @@ import (
 	"omegatun/dht/key"
 	"omegatun/routes"
 	"omegatun/session"
+	"omegatun/session/tunnel"
 	"omegatun/tun"
 	"omegatun/tun/hostnet"
 )
@@ -220,6 +221,9 @@ func (d *Daemon) run(ctx context.Context, undo *closers) error {
 	if err := d.setUpHost(undo); err != nil {
 		return err
 	}
+	if err := raisePriority(); err != nil {
+		d.log.Info("the priority stays as it is", "error", err)
+	}
 	broken := make(chan error, 1)
 	wg.Go(func() {
 		err := d.forwarder.Load().Run(context.Background()) // ends with the device
@@ -288,7 +292,12 @@ func withoutAdvice(err error) string {
 }
 
 func (d *Daemon) openHost(undo *closers) error {
+	var features tunnel.Features
+	if _, ok := d.device.(tun.Large); ok {
+		features |= tunnel.FeatureUnfinished
+	}
 	h, err := Open(session.Config{
+		Features: features,
 		Identity: d.cfg.Identity,
 		Port:     d.settings.Port,
 		DHT:      dht.Config{Bootstrap: d.cfg.Bootstrap},
@@ -402,9 +411,9 @@ func (d *Daemon) watch(ctx context.Context, wg *sync.WaitGroup) {
 }
 
 // deliver carries packets from a peer to the device. It runs in the session host's goroutines.
-func (d *Daemon) deliver(p *session.Peer, bufs [][]byte, offset int) {
+func (d *Daemon) deliver(p *session.Peer, bufs [][]byte, offset int, unfinished []bool) {
 	if r, ok := d.inbound.Load(p); ok {
-		d.forwarder.Load().Deliver(r.(*routes.Peer), bufs, offset)
+		d.forwarder.Load().Deliver(r.(*routes.Peer), bufs, offset, unfinished)
 	}
 }
 

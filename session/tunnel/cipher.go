@@ -1,0 +1,34 @@
+//go:build !omegatun_null_cipher
+
+package tunnel
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"errors"
+	"fmt"
+
+	"golang.org/x/crypto/chacha20poly1305"
+)
+
+// newAEAD returns the cipher of a suite, and how many datagrams a key may seal.
+func newAEAD(suite Suites, k []byte) (aead cipher.AEAD, limit uint64, err error) {
+	switch suite {
+	case ChaCha20Poly1305:
+		aead, err = chacha20poly1305.New(k)
+		limit = maxChaCha
+	case AES256GCM:
+		limit = maxAESGCM
+		var block cipher.Block
+		if block, err = aes.NewCipher(k); err == nil {
+			aead, err = cipher.NewGCM(block)
+			wipe(block) // NewGCM has copied it
+		}
+	default:
+		err = errors.New("not a single known suite")
+	}
+	if err != nil {
+		return nil, 0, fmt.Errorf("tunnel: %v: %w", suite, err)
+	}
+	return aead, limit, nil
+}
