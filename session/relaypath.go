@@ -162,7 +162,7 @@ func (h *Host) relayPath(ctx context.Context, l *link, m *relayed) error {
 	if s.stream, err = h.mux.NewStream(udx.StreamConfig{OnMessage: s.receive}); err != nil {
 		return err
 	}
-	defer s.Close()
+	defer s.stream.Reset(nil)
 	if err := s.pair(ctx, m, c); err != nil {
 		return err
 	}
@@ -345,8 +345,7 @@ func (h *Host) connectRelay(c *relayConn) {
 	}
 	h.mu.Unlock()
 	if err == nil {
-		c.client.Close()
-		_ = c.mux.Close() // the client's error is what counts
+		_ = errors.Join(c.client.Close(), c.mux.Close()) // the client's own error is what counted
 	}
 }
 

@@ -188,7 +188,6 @@ func pings(t *testing.T, p *Peer, n int) bool {
 // flow sends a packet each way every 50 ms, and keeps the longest time in which none arrived at b.
 type flow struct {
 	a, b *end
-	last atomic.Int64
 	gap  atomic.Int64
 	stop chan struct{}
 }
