@@ -153,7 +153,10 @@ func (f *forwarder) run(ctx context.Context, all []*forwarded) error {
 	defer f.wg.Wait()
 	defer cancel()
 	for _, v := range all {
-		defer context.AfterFunc(ctx, func() { v.listener.Close() })()
+		f.wg.Go(func() {
+			<-ctx.Done()
+			v.listener.Close()
+		})
 		if f.ports[v.peer.Key] == nil {
 			p := &peerPorts{
 				key: v.peer.Key, node: f.host.Node(), asked: make(chan struct{}), again: make(chan struct{}, 1),
