@@ -819,3 +819,35 @@ func BenchmarkThroughput(b *testing.B) {
 	from.CloseWrite()
 	wg.Wait()
 }
+
+func TestResetIsNotAnEnd(t *testing.T) {
+	cut := errors.New("cut")
+	var transport *duplex
+	a, b := connectOver(t, nil, func(r Raw) Raw {
+		transport = r.(*duplex)
+		return r
+	})
+	got := make(chan error, 1)
+	go func() {
+		_, err := b.Read(make([]byte, 1))
+		got <- err
+	}()
+	go a.Begin()
+	if err := b.Begin(); err != nil {
+		t.Fatal(err)
+	}
+	b.Reset(cut)
+	if err := transport.wasReset(); !errors.Is(err, cut) {
+		t.Errorf("the transport was reset with %v, want %v", err, cut)
+	}
+	if err := <-got; err == nil {
+		t.Error("Read goes on after Reset")
+	}
+	if _, err := b.Write([]byte("x")); err == nil {
+		t.Error("Write goes on after Reset")
+	}
+	b.Reset(nil) // again
+	if err := b.Close(); err != nil {
+		t.Errorf("Close after Reset: %v", err)
+	}
+}

@@ -200,6 +200,14 @@ func (c *Conn) Close() error {
 	return err
 }
 
+// Reset ends the stream at once, in both directions, as far as the transport can (see [Raw]): the peer reads an error
+// and not the end, and what was not delivered is dropped. Reads and writes fail with err, or the transport's error for
+// a stream that is closed. It waits as Close does, which need not be called any more.
+func (c *Conn) Reset(err error) {
+	c.fail(err)
+	c.Close() //nolint:errcheck // the transport has ended
+}
+
 // fail ends the stream because the peer broke the protocol.
 func (c *Conn) fail(err error) {
 	if r, ok := c.raw.(interface{ Reset(error) }); ok {
