@@ -21,10 +21,10 @@ import (
 )
 
 const (
-	maxSlots       = 512              // handshakes answered and not yet forgotten, per listener
+	maxSlots       = 8192             // handshakes answered and not yet forgotten, per listener
 	slotLife       = 10 * time.Second // how long a peer has to open a path, and how long a slot is kept after
 	maxWaiting     = 4                // requests that wait for one answer
-	acceptBacklog  = 64               // streams that nobody has accepted yet
+	acceptBacklog  = 1024             // streams that nobody has accepted yet
 	handshakeRate  = 200              // handshakes a second that are worth a Diffie-Hellman
 	handshakeBurst = 400
 )
@@ -465,6 +465,8 @@ func (l *Listener) findPath(s *slot, lk *link, req *dht.HandshakeRequest, theirs
 	return puncher.Socket().(Socket)
 }
 
+var errNobodyAccepts = errors.New("session: nobody accepts the stream")
+
 // deliver hands a link's stream to Accept.
 func (l *Listener) deliver(lk *link) {
 	c := lk.secure.Load()
@@ -477,5 +479,6 @@ func (l *Listener) deliver(lk *link) {
 		return
 	default:
 	}
-	lk.log.Warn("stream refused: nobody accepts", "error", c.Close())
+	lk.log.Warn("stream refused: nobody accepts")
+	c.Reset(errNobodyAccepts) // not a proper end: nothing was served
 }
