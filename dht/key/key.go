@@ -83,7 +83,7 @@ func (k Public) Target() Target { return Hash(k[:]) }
 
 // Verify reports whether sig is k's Ed25519 signature of message.
 func (k Public) Verify(message []byte, sig [64]byte) bool {
-	return ed25519.Verify(k[:], message, sig[:])
+	return !weak(k) && !weak(Public(sig[:32])) && ed25519.Verify(k[:], message, sig[:])
 }
 
 // MarshalText returns the z-base-32 form.

@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os/exec"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,7 +22,14 @@ import (
 	"omegatun/dht/key"
 )
 
-// These tests need no namespaces: everything is on loopback.
+// raiseLoopback: these tests need no namespaces: everything is on loopback, which may be down in a sandbox of our own.
+var raiseLoopback = sync.OnceValue(func() error {
+	lo, err := net.InterfaceByName("lo")
+	if err != nil || lo.Flags&net.FlagUp != 0 {
+		return err
+	}
+	return exec.Command("ip", "link", "set", "lo", "up").Run()
+})
 
 // compatSocket is a UDP socket on loopback.
 type compatSocket struct {
@@ -37,6 +45,9 @@ func (s *compatSocket) Send(b []byte, to netip.AddrPort) error {
 
 func newCompatSocket(t *testing.T) *compatSocket {
 	t.Helper()
+	if err := raiseLoopback(); err != nil {
+		t.Fatalf("loopback: %v", err)
+	}
 	c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
 	if err != nil {
 		t.Fatal(err)
@@ -98,6 +109,9 @@ func newJSDHT(t *testing.T, args ...string) *jsDHT {
 	t.Helper()
 	if reason := noJavaScript(); reason != "" {
 		t.Skip(reason)
+	}
+	if err := raiseLoopback(); err != nil {
+		t.Fatalf("loopback: %v", err)
 	}
 	var stderr bytes.Buffer
 	cmd := exec.Command("node", append([]string{"js/compat.js"}, args...)...)
