@@ -56,6 +56,7 @@ func (h *eventHeap) Less(i, j int) bool {
 	a, b := &h.list[i], &h.list[j]
 	return a.at < b.at || a.at == b.at && a.order < b.order
 }
+
 func (h *eventHeap) Swap(i, j int) {
 	h.list[i], h.list[j] = h.list[j], h.list[i]
 	for _, k := range [...]int{i, j} {
