@@ -38,7 +38,7 @@ type bar struct {
 // Sizes in pixels.
 const (
 	chartWidth, chartHeight = 640, 360
-	left, right, top, below = 64, 24, 64, 52
+	left, right, top, below = 64, 40, 88, 52
 )
 
 var chartColors = []string{"#1f6feb", "#d29922", "#2da44e"}

@@ -57,7 +57,10 @@ type sizeResult struct {
 	outcome
 }
 
-const liarShare = 0.3
+const (
+	liarShare   = 0.3
+	numbersFile = "dht-simulation.json"
+)
 
 func (p plan) run() result {
 	r := result{Schema: 1, Hard: p.hard}
@@ -213,11 +216,11 @@ func (r result) charts() map[string]*chart {
 		all["dht-halved.svg"] = c
 	}
 	c := &chart{
-		Title: "Servers found", Subtitle: fmt.Sprintf("share of searches; dashed: asked for; %d nodes unless said otherwise", r.Hard),
+		Title: "Servers found", Subtitle: fmt.Sprintf("share of searches in networks of %d nodes; dashed: asked for", r.Hard),
 		YMin: 0.9, YMax: 1, YStep: 0.02, Percent: true,
 	}
 	names := map[string]string{
-		"half gone, first minute": "half gone, 1st min", "half gone, after five": "after five min",
+		"half gone, first minute": "half gone", "half gone, after five": "5 min later",
 	}
 	quiet := len(r.Sizes) - 1
 	for i, g := range r.goals() {
@@ -225,6 +228,9 @@ func (r result) charts() map[string]*chart {
 			continue
 		}
 		name := g.name
+		if i == quiet {
+			name = "quiet"
+		}
 		if short := names[name]; short != "" {
 			name = short
 		}
@@ -245,7 +251,7 @@ func (r result) write(dir string) error {
 	if err != nil {
 		return err
 	}
-	files := map[string][]byte{"dht-simulation.json": append(b, '\n')}
+	files := map[string][]byte{numbersFile: append(b, '\n')}
 	for name, c := range r.charts() {
 		files[name] = []byte(c.svg())
 	}
@@ -255,6 +261,20 @@ func (r result) write(dir string) error {
 		}
 	}
 	return nil
+}
+
+// redraw draws the numbers in a folder again.
+func redraw(dir string) error {
+	b, err := os.ReadFile(filepath.Join(dir, numbersFile))
+	if err != nil {
+		return err
+	}
+	var r result
+	if err := json.Unmarshal(b, &r); err != nil {
+		return err
+	}
+	fmt.Print(r.table())
+	return r.write(dir)
 }
 
 func main() {
@@ -267,7 +287,14 @@ func main() {
 	flag.IntVar(&p.hard, "hard", 0, "nodes of the network that suffers; 0: as the largest, but 10,000 at most")
 	flag.Uint64Var(&p.seed, "seed", 1, "of chance")
 	flag.StringVar(&p.parts, "only", "", "measure only these `parts`: quiet,halved,liars,sybils")
+	draw := flag.Bool("draw", false, "measure nothing: draw the numbers in the folder again")
 	flag.Parse()
+	if *draw {
+		if err := redraw(*out); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
 	for s := range strings.SplitSeq(*sizes, ",") {
 		n, err := strconv.Atoi(s)
 		if err != nil || n < 50 {
