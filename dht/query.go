@@ -317,8 +317,7 @@ func (q *query) insert(f found) {
 		return
 	}
 	q.closest = slices.Insert(q.closest, at, f)
-	for i := len(q.closest) - 1; i >= 0; i-- {
-		o := q.closest[i]
+	for i, o := range slices.Backward(q.closest) {
 		var before tally
 		for _, p := range q.closest[:i] {
 			before.count(o.place, p.place)

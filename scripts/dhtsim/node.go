@@ -98,14 +98,7 @@ func (n *network) leave(m *node) {
 	}
 }
 
-// client adds a node that stays a client, and lets it look around.
-func (n *network) client() *node {
-	m := n.join(n.newAddr(), dht.Ephemeral, nil)
-	n.run(time.Minute, func() bool { return m.Info().Bootstrapped })
-	return m
-}
-
-// peers adds a number of clients at once.
+// clients adds a number of clients at once.
 func (n *network) clients(count int) []*node {
 	list := make([]*node, count)
 	for i := range list {
