@@ -184,18 +184,24 @@ func load(port int, request [2]byte, d time.Duration) (int, error) {
 
 func (im implementation) measure(count int, idle, busy time.Duration) (cost, error) {
 	r := cost{Name: im.name, Nodes: count}
+	one, err := im.start(1, "")
+	if err != nil {
+		return r, err
+	}
+	defer one.stop()
+	if _, err = one.want("ready"); err != nil {
+		return r, err
+	}
+	time.Sleep(5 * time.Second)
+	if r.Process, err = one.resident(); err != nil {
+		return r, err
+	}
+	one.stop()
 	c, err := im.start(count, "")
 	if err != nil {
 		return r, err
 	}
 	defer c.stop()
-	if _, err = c.want("first"); err != nil {
-		return r, err
-	}
-	time.Sleep(time.Second)
-	if r.Process, err = c.resident(); err != nil {
-		return r, err
-	}
 	if _, err = c.want("ready"); err != nil {
 		return r, err
 	}

@@ -81,11 +81,6 @@ func nodes(count int) error {
 		if err != nil {
 			return fmt.Errorf("node %d: %w", i, err)
 		}
-		if i == 0 {
-			if err := say("first"); err != nil {
-				return err
-			}
-		}
 	}
 	if err := say("ready"); err != nil {
 		return err

@@ -1,5 +1,5 @@
 // A DHT of persistent nodes in one process on loopback, for scripts/dhtcost:  node nodes.js COUNT
-// Prints {"event":"first"}, {"event":"ready","port":…}, and then the bytes sent so far every second.
+// Prints {"event":"ready","port":…}, and then the bytes sent so far every second.
 'use strict'
 const DHT = require('hyperdht')
 
@@ -18,7 +18,6 @@ async function main () {
   const port = 20000 + Math.floor(Math.random() * 10000)
   const first = DHT.bootstrapper(port, host, { host })
   await first.fullyBootstrapped()
-  say({ event: 'first', port })
   for (let i = 1; i < Number(process.argv[2]); i++) {
     const node = new DHT({ host, port: 0, bootstrap: [{ host, port }], ephemeral: false, firewalled: false })
     await node.fullyBootstrapped()
