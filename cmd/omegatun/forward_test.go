@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"omegatun/cmd/omegatun/internal/exit"
-	"omegatun/session/secretstream"
 )
 
 // tcpServer runs a TCP server until the test ends, and returns its address. Connections are closed after handle.
@@ -227,9 +226,6 @@ func isReset(err error) bool {
 }
 
 func TestForwardCarriesResets(t *testing.T) {
-	if _, ok := any((*secretstream.Conn)(nil)).(interface{ Reset(error) }); !ok {
-		t.Skip("secretstream.Conn cannot be reset")
-	}
 	t.Parallel()
 	got := make(chan error, 1)
 	down, err := net.Listen("tcp", "127.0.0.1:0")
@@ -390,9 +386,6 @@ func TestSeveralPortsAreToldApart(t *testing.T) {
 func noInput() io.Reader { return strings.NewReader("") }
 
 func TestCtrlCResetsWhatIsOpen(t *testing.T) {
-	if _, ok := any((*secretstream.Conn)(nil)).(interface{ Reset(error) }); !ok {
-		t.Skip("secretstream.Conn cannot be reset")
-	}
 	t.Parallel()
 	p := startPipes(t, tcpServer(t, echo))
 	for _, side := range []*command{p.serve, p.forward} {
