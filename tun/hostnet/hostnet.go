@@ -109,3 +109,15 @@ func LocalAddrs() ([]netip.Addr, error) {
 	s, err := Current()
 	return s.Addrs, err
 }
+
+// Gateway returns the router that packets to the Internet go to first over IPv4, and the address they leave from. ok is
+// false if there is none: no connection, a link without a router (as of PPP or of another VPN that takes everything), or
+// a system whose routes are not known. It asks the kernel, which takes well under a millisecond.
+func Gateway() (gateway, local netip.Addr, ok bool) {
+	s, err := Current()
+	r := s.Route4
+	if err != nil || !r.Gateway.Is4() || !r.Source.Is4() {
+		return netip.Addr{}, netip.Addr{}, false
+	}
+	return r.Gateway, r.Source, true
+}

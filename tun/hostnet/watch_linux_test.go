@@ -113,6 +113,9 @@ func TestWatch(t *testing.T) {
 	if got, err := LocalAddrs(); err != nil || !slices.Equal(got, want.Addrs) {
 		t.Errorf("LocalAddrs = %v, %v, want %v", got, err, want.Addrs)
 	}
+	if via, local, ok := Gateway(); !ok || via != gateway || local != first {
+		t.Errorf("Gateway = %v, %v, %v, want %v, %v", via, local, ok, gateway, first)
+	}
 
 	// What we do ourselves is no news.
 	wantNothing := func(reason string) {
@@ -135,6 +138,9 @@ func TestWatch(t *testing.T) {
 	}
 	if got := next("the interface is down"); got.Route4 != (Route{}) {
 		t.Errorf("State = %+v, want no route", got)
+	}
+	if via, local, ok := Gateway(); ok || via.IsValid() || local.IsValid() {
+		t.Errorf("Gateway = %v, %v, %v, want none", via, local, ok)
 	}
 	cancel()
 	for range states { // is closed
