@@ -1,0 +1,309 @@
+package session
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"omegatun/punch"
+	"omegatun/session/tunnel"
+)
+
+// settle waits a moment for the candidates of an attempt that has ended, as their sockets are about to close.
+func (l *link) settle() {
+	timer := time.NewTimer(lastChance)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-l.up:
+	case <-l.done:
+	}
+}
+
+// keepSockets takes over those sockets of a punching attempt on which the peer has been heard, or over which the
+// stream runs. The candidates of all others are forgotten.
+func (l *link) keepSockets() []punch.Socket {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil
+	}
+	cur := l.cur.Load()
+	var keep []punch.Socket
+	for _, c := range slices.Clone(l.prober.cands) {
+		s := c.route.sock
+		switch {
+		case l.host.isMain(s) || slices.Contains(l.owned, s) || c.route.kind == PathRelay:
+		case c.route.heard.Load() != 0 || cur != nil && cur.sock == s:
+			keep = append(keep, s)
+			l.owned = append(l.owned, s)
+		}
+	}
+	if cur != nil && cur.kind != PathRelay && !l.host.isMain(cur.sock) && !slices.Contains(l.owned, cur.sock) { // a stream has no candidates
+		keep = append(keep, cur.sock)
+		l.owned = append(l.owned, cur.sock)
+	}
+	l.prober.cands = slices.DeleteFunc(l.prober.cands, func(c *candidate) bool {
+		s := c.route.sock
+		return !l.host.isMain(s) && !slices.Contains(l.owned, s) && c.route.kind != PathRelay
+	})
+	for _, s := range l.owned {
+		useBulk(s)
+	}
+	return keep
+}
+
+// offer makes the address a candidate for a path. It is what every way of finding one ends in: the
+// handshake, the local network, hole punching, and datagrams from unexpected places.
+func (l *link) offer(sock Socket, remote netip.AddrPort, kind PathKind) {
+	if !remote.IsValid() || remote.Port() == 0 || l.host.avoid(remote.Addr()) {
+		return
+	}
+	if l.epoch == nil {
+		l.offerStream(sock, remote, kind)
+		return
+	}
+	l.mu.Lock()
+	n := probesToOpen
+	switch {
+	case l.isUp:
+		n = probesToCheck
+	case !l.epoch.Confirmed():
+		n = probesUnheard
+	}
+	if !l.closed {
+		l.prober.add(sock, remote, kind, n, time.Now())
+	}
+	l.mu.Unlock()
+	l.poke()
+}
+
+// noteDirectLocked notes that r is in use. l.mu is held.
+func (l *link) noteDirectLocked(r *route) {
+	if r.kind != PathRelay && !isClosed(l.direct) {
+		close(l.direct)
+	}
+}
+
+// dropSocket forgets the paths of a relayed socket, which is about to close.
+func (l *link) dropSocket(s Socket) {
+	now := time.Now()
+	l.mu.Lock()
+	l.prober.remove(s)
+	r := l.cur.Load()
+	lost := r != nil && r.sock == s && l.isUp && !l.closed
+	if lost {
+		l.suspect, l.unheard = true, now
+		l.prober.wake(probesToOpen, now)
+	}
+	l.mu.Unlock()
+	if lost {
+		l.sendProbes(now)
+		l.host.linkLost(l)
+	}
+}
+
+// kindOf guesses the kind of a path from the peer's address.
+func kindOf(a netip.Addr) PathKind {
+	if punch.IsPrivate(a) {
+		return PathLAN
+	}
+	return PathDirect
+}
+
+// kindOver is kindOf where the path may be a relayed one.
+func kindOver(s Socket, a netip.Addr) PathKind {
+	if _, ok := s.(*relaySocket); ok {
+		return PathRelay
+	}
+	return kindOf(a)
+}
+
+// poke makes the opening goroutine look at the candidates again.
+func (l *link) poke() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// open probes candidates until one answers, the link closes or ctx ends. It returns nil once the link is up.
+func (l *link) open(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		if next := l.sendProbes(time.Now()); next.IsZero() {
+			timer.Stop()
+		} else {
+			timer.Reset(time.Until(next))
+		}
+		select {
+		case <-l.up:
+			return nil
+		case <-l.done:
+			return l.cause()
+		case <-ctx.Done():
+			if isClosed(l.up) { // a result that is there counts
+				return nil
+			}
+			return context.Cause(ctx)
+		case <-l.wake:
+		case <-timer.C:
+		}
+	}
+}
+
+// sendProbes sends the probes that are due and returns when the next ones are.
+func (l *link) sendProbes(now time.Time) time.Time {
+	l.mu.Lock()
+	due, next := l.prober.advance(now)
+	l.mu.Unlock()
+	for _, p := range due {
+		l.ping(p)
+	}
+	return next
+}
+
+// ping sends one probe. On the path in use it also tells the peer where to send.
+func (l *link) ping(p probe) {
+	kind := tunnel.PathProbe
+	if l.cur.Load() == p.route {
+		kind = tunnel.Ping
+	}
+	l.sendControl(p.route, tunnel.Control{Kind: kind, ID: p.id})
+}
+
+// authentic notes that a datagram from (sock, from) passed authentication at now. It returns quickly for
+// the path in use and makes any other source a candidate.
+func (l *link) authentic(sock Socket, from netip.AddrPort, now time.Time) {
+	l.heard.Store(now.UnixNano())
+	if r := l.cur.Load(); r != nil && r.is(sock, from) {
+		r.heard.Store(now.UnixNano())
+		return
+	}
+	l.mu.Lock()
+	known := l.prober.heard(sock, from, probesToCheck, now)
+	l.mu.Unlock()
+	if !known {
+		l.offer(sock, from, kindOver(sock, from.Addr()))
+	}
+	if isClosed(l.up) {
+		l.sendProbes(now) // the peer has moved: find out at once
+	} else {
+		l.poke()
+	}
+}
+
+// handleControl acts on an authentic control datagram.
+func (l *link) handleControl(sock Socket, from netip.AddrPort, b []byte, now time.Time) {
+	c, err := tunnel.ParseControl(b)
+	if err != nil {
+		l.log.Debug("control datagram refused", "error", err)
+		return
+	}
+	switch c.Kind {
+	case tunnel.Ping, tunnel.PathProbe:
+		pong := tunnel.Control{Kind: tunnel.Pong, ID: c.ID, Time: c.Time, Observed: from}
+		if kindOver(sock, from.Addr()) == PathRelay {
+			pong.Observed = netip.AddrPort{}
+		}
+		l.sendControl(&route{sock: sock, remote: from}, pong)
+	case tunnel.Pong:
+		l.handlePong(sock, from, c, now)
+	case tunnel.Close:
+		l.close(fmt.Errorf("%w: %v", ErrPeerClosed, c.Code))
+	default: // a kind of a later version, or a keepalive: it has been noted as authentic
+	}
+}
+
+func (l *link) handlePong(sock Socket, from netip.AddrPort, c tunnel.Control, now time.Time) {
+	l.mu.Lock()
+	cand, sentAt := l.prober.pong(c.ID)
+	if cand == nil || l.closed {
+		l.mu.Unlock()
+		return
+	}
+	r := cand.route
+	if !r.is(sock, from) { // answered along another path: proves nothing about this one
+		l.mu.Unlock()
+		return
+	}
+	rtt := now.Sub(sentAt)
+	r.rtt.Store(int64(rtt))
+	r.heard.Store(now.UnixNano())
+	cur := l.cur.Load()
+	change := betterRoute(cur, r, l.suspect, sentAt, now)
+	if change && !l.suspect && now.Before(cand.bar) {
+		change = false
+	}
+	if change {
+		l.cur.Store(r)
+		l.lastProbe = now
+	}
+	if change || r == cur {
+		l.unheard, l.suspect, l.checked = time.Time{}, false, false
+		l.noteDirectLocked(r)
+	}
+	first := !l.isUp
+	if first {
+		l.isUp, l.upAt = true, now
+		close(l.up)
+	}
+	waiter := l.waiting[c.ID]
+	delete(l.waiting, c.ID)
+	l.mu.Unlock()
+
+	if waiter != nil {
+		waiter <- Pong{RTT: rtt, Path: r.path()}
+	}
+	switch {
+	case first:
+		l.account.connected(r.path(), rtt)
+		l.log.Info("connected", "path", r.kind.String(), "remote", r.remote, "rtt", rtt)
+		l.host.linkUp(l)
+		l.startControl(r)
+	case change:
+		l.account.connected(r.path(), rtt)
+		l.moveControl(r)
+		l.log.Info("path changed", "path", r.kind.String(), "remote", r.remote, "rtt", rtt)
+		l.host.pathChanged(l)
+	}
+}
+
+// pingWait sends one probe on the path in use and waits for its answer.
+func (l *link) pingWait(ctx context.Context) (Pong, error) {
+	r := l.cur.Load()
+	if r == nil {
+		return Pong{}, ErrNotConnected
+	}
+	answer := make(chan Pong, 1)
+	l.mu.Lock()
+	c := l.prober.add(r.sock, r.remote, r.kind, 1, time.Now())
+	if l.closed || c == nil {
+		l.mu.Unlock()
+		return Pong{}, ErrNotConnected
+	}
+	c.next = time.Time{} // this one ping is all
+	p := l.prober.ping(c, time.Now())
+	if l.waiting == nil {
+		l.waiting = make(map[uint64]chan Pong)
+	}
+	l.waiting[p.id] = answer
+	l.mu.Unlock()
+	defer func() {
+		l.mu.Lock()
+		delete(l.waiting, p.id)
+		l.mu.Unlock()
+	}()
+	l.ping(p)
+	select {
+	case pong := <-answer:
+		return pong, nil
+	case <-l.done:
+		return Pong{}, l.cause()
+	case <-ctx.Done():
+		return Pong{}, context.Cause(ctx)
+	}
+}
