@@ -418,6 +418,12 @@ func (h *Host) maintain() {
 		}
 		last = now.Round(0)
 		h.eachLink(func(l *link) { l.maintain(now) })
+		h.mu.Lock()
+		listeners := slices.Clone(h.listeners)
+		h.mu.Unlock()
+		for _, l := range listeners {
+			l.slots.expire(now)
+		}
 	}
 }
 

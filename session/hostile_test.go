@@ -149,9 +149,9 @@ func TestReplayedHandshakeIsHarmless(t *testing.T) {
 		if n := b.Peer(a.public()).linkCount(); n != 1 {
 			t.Errorf("%d links, want one", n)
 		}
-		l.mu.Lock()
-		slots := len(l.byMsg)
-		l.mu.Unlock()
+		l.slots.mu.Lock()
+		slots := len(l.slots.byMsg)
+		l.slots.mu.Unlock()
 		if slots != 0 {
 			t.Errorf("%d slots are still taken", slots)
 		}

@@ -79,19 +79,29 @@ func (l *link) secureStream() {
 		} else {
 			l.streamUp()
 		}
+	})
+}
+
+// streamDone is the stream's hook for its end, which is the end of a link without a tunnel.
+func (l *link) streamDone() {
+	if l.epoch != nil {
+		return
+	}
+	err := cmp.Or(l.stream.Err(), net.ErrClosed)
+	l.mu.Lock()
+	linger := l.stream.Err() == nil && len(l.owned) > 0 && !l.closed
+	l.mu.Unlock()
+	if !linger {
+		l.close(err)
+		return
+	}
+	l.host.wg.Go(func() { // our last acknowledgement may be lost, and the peer's last packet come again
 		select {
-		case <-l.stream.Done():
+		case <-time.After(streamLinger):
 		case <-l.done:
-			return
+		case <-l.host.ctx.Done():
 		}
-		if l.stream.Err() == nil { // our last acknowledgement may be lost, and the peer's last packet come again
-			select {
-			case <-time.After(streamLinger):
-			case <-l.done:
-			case <-l.host.ctx.Done():
-			}
-		}
-		l.close(cmp.Or(l.stream.Err(), net.ErrClosed))
+		l.close(err)
 	})
 }
 

@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"omegatun/dht"
 	"omegatun/dht/key"
 	"omegatun/punch"
@@ -20,14 +18,7 @@ import (
 	"omegatun/session/udx"
 )
 
-const (
-	maxSlots       = 8192             // handshakes answered and not yet forgotten, per listener
-	slotLife       = 10 * time.Second // how long a peer has to open a path, and how long a slot is kept after
-	maxWaiting     = 4                // requests that wait for one answer
-	acceptBacklog  = 1024             // streams that nobody has accepted yet
-	handshakeRate  = 200              // handshakes a second that are worth a Diffie-Hellman
-	handshakeBurst = 400
-)
+const acceptBacklog = 1024 // streams that nobody has accepted yet
 
 // ListenConfig says who may connect to a key.
 type ListenConfig struct {
@@ -58,25 +49,11 @@ type Listener struct {
 	accepted chan *secretstream.Conn
 	serving  chan struct{} // closed once ann is set: handshakes may come before
 	closed   chan struct{}
-	limit    *rate.Limiter
 
-	mu     sync.Mutex // guards slots and byMsg
-	slots  []*slot    // by number; nil: free
-	byMsg  map[key.Target]*slot
+	slots slots // handshakes
+
+	mu     sync.Mutex // guards ending
 	ending bool
-}
-
-// slot is one handshake, from its first message until it is forgotten.
-type slot struct {
-	id      int
-	msg     key.Target // hash of the first message
-	waiting []*dht.HandshakeRequest
-
-	answered bool
-	noise    []byte // second message; nil: silence
-	sock     Socket // it leaves from; nil: the one asked
-	puncher  *punch.Server
-	meeting  *relayed // at a relay, from before the answer; nil: none
 }
 
 // Listen announces the key in the DHT and answers whoever cfg admits. It returns at once;
@@ -87,8 +64,7 @@ func (h *Host) Listen(k key.Private, cfg ListenConfig) (*Listener, error) {
 		accepted: make(chan *secretstream.Conn, acceptBacklog),
 		serving:  make(chan struct{}),
 		closed:   make(chan struct{}),
-		limit:    rate.NewLimiter(handshakeRate, handshakeBurst),
-		byMsg:    make(map[key.Target]*slot),
+		slots:    newSlots(),
 	}
 	ann, err := h.node.Serve(k, l)
 	if err != nil {
@@ -145,16 +121,11 @@ func (l *Listener) shutdown(ctx context.Context) error {
 		return nil
 	}
 	l.ending = true
-	slots := slices.Clone(l.slots)
 	close(l.closed)
 	l.mu.Unlock()
 
+	l.slots.close()
 	err := l.ann.Close(ctx)
-	for _, s := range slots {
-		if s != nil {
-			l.forget(s)
-		}
-	}
 	for {
 		select {
 		case c := <-l.accepted:
@@ -173,40 +144,9 @@ func (l *Listener) shutdown(ctx context.Context) error {
 
 // HandleHandshake implements [dht.Server].
 func (l *Listener) HandleHandshake(req *dht.HandshakeRequest) {
-	msg := key.Hash(req.Noise)
-	l.mu.Lock()
-	if s := l.byMsg[msg]; s != nil { // a retry, or the same message through another relay
-		if s.answered {
-			noise, sock := s.noise, s.sock
-			l.mu.Unlock()
-			reply(req, sock, noise)
-			return
-		}
-		if len(s.waiting) < maxWaiting {
-			s.waiting = append(s.waiting, req)
-		}
-		l.mu.Unlock()
-		return
+	if s := l.slots.take(req, time.Now()); s != nil {
+		l.host.wg.Go(func() { l.answer(s, req) })
 	}
-	if l.ending || !l.limit.Allow() {
-		l.mu.Unlock()
-		return
-	}
-	id := slices.Index(l.slots, nil)
-	if id < 0 {
-		if len(l.slots) >= maxSlots {
-			l.mu.Unlock()
-			return
-		}
-		id = len(l.slots)
-		l.slots = append(l.slots, nil)
-	}
-	s := &slot{id: id, msg: msg, waiting: []*dht.HandshakeRequest{req}}
-	l.slots[id] = s
-	l.byMsg[msg] = s
-	l.mu.Unlock()
-
-	l.host.wg.Go(func() { l.answer(s, req) })
 }
 
 func reply(req *dht.HandshakeRequest, sock Socket, noise []byte) {
@@ -222,27 +162,9 @@ func reply(req *dht.HandshakeRequest, sock Socket, noise []byte) {
 
 // HandleHolepunch implements [dht.Server].
 func (l *Listener) HandleHolepunch(req *dht.HolepunchRequest) {
-	l.mu.Lock()
-	var p *punch.Server
-	if req.ID < uint64(len(l.slots)) {
-		if s := l.slots[req.ID]; s != nil {
-			p = s.puncher
-		}
-	}
-	l.mu.Unlock()
-	if p != nil {
+	if p := l.slots.puncher(req.ID); p != nil {
 		p.HandleHolepunch(req)
 	}
-}
-
-// forget frees the slot.
-func (l *Listener) forget(s *slot) {
-	l.mu.Lock()
-	if s.id < len(l.slots) && l.slots[s.id] == s {
-		l.slots[s.id] = nil
-		delete(l.byMsg, s.msg)
-	}
-	l.mu.Unlock()
 }
 
 // answer makes the answer to a first message, sends it and sees the link through until it is up.
@@ -255,39 +177,24 @@ func (l *Listener) answer(s *slot, req *dht.HandshakeRequest) {
 		return
 	}
 	lk, noise, sock := l.shake(s, req)
-	l.mu.Lock()
-	s.answered, s.noise, s.sock = true, noise, sock
-	waiting := s.waiting
-	s.waiting = nil
-	l.mu.Unlock()
-	if noise == nil { // silence; the slot need not be kept, a retry costs the stranger as much as the first try
-		l.forget(s)
+	l.slots.answered(s, noise, sock)
+	if noise == nil { // the slot need not be kept, a retry costs the stranger as much as the first try
+		l.slots.forget(s)
 		return
 	}
-	for _, r := range waiting {
-		reply(r, sock, noise)
-	}
-	h := l.host
 	if lk != nil {
-		l.open(s, lk)
+		l.open(s, lk, req.Client.Addr())
 	}
-	select { // retries of the client still find the answer
-	case <-time.After(slotLife):
-	case <-l.closed:
-	case <-h.ctx.Done():
-	}
-	l.forget(s)
+	l.slots.retire(s, time.Now())
 }
 
 // open waits until the client has opened a path, for as long as punching goes on or slotLife, and hands the
 // stream to Accept if the link carries one.
-func (l *Listener) open(s *slot, lk *link) {
+func (l *Listener) open(s *slot, lk *link, client netip.Addr) {
 	h := l.host
 	ctx, cancel := context.WithCancelCause(h.ctx)
 	defer cancel(nil)
-	l.mu.Lock()
-	puncher := s.puncher
-	l.mu.Unlock()
+	puncher := l.slots.punched(s)
 	trying := ways{last: func() { cancel(errNoneAnswered) }} // unless the link is up
 	trying.add()
 	if s.meeting != nil {
@@ -319,6 +226,7 @@ func (l *Listener) open(s *slot, lk *link) {
 		lk.close(err)
 		return
 	}
+	l.slots.befriend(client, time.Now())
 	if lk.epoch == nil {
 		l.deliver(lk)
 	}
@@ -358,7 +266,7 @@ func (l *Listener) shake(s *slot, req *dht.HandshakeRequest) (lk *link, msg []by
 			lk = nil
 		}
 	}()
-	if lk.stream, err = h.mux.NewStream(udx.StreamConfig{Accept: lk.acceptStream}); err != nil {
+	if lk.stream, err = h.mux.NewStream(udx.StreamConfig{Accept: lk.acceptStream, OnDone: lk.streamDone}); err != nil {
 		return lk, nil, nil
 	}
 	ours := h.payload(lk)
@@ -456,9 +364,7 @@ func (l *Listener) findPath(s *slot, lk *link, req *dht.HandshakeRequest, theirs
 		return nil
 	}
 	sink.set(puncher.HandleProbe)
-	l.mu.Lock()
-	s.puncher = puncher
-	l.mu.Unlock()
+	l.slots.punching(s, puncher)
 	if lan {
 		return nil // the client pings the server socket; it must not be told the punch socket's address
 	}

@@ -116,8 +116,8 @@ func TestRelayedConnectionsBecomeDirectWithoutLoss(t *testing.T) {
 				b.listen(t)
 				a.Peer(b.public()).Connect()
 				took := a.connected(t, b.public())
-				if s := a.Peer(b.public()).Status(); s.Path.Kind != PathRelay {
-					t.Errorf("path %+v at first, want the relay", s.Path)
+				if took > 350*time.Millisecond { // by way of the relay, or of the first port that was guessed
+					t.Errorf("connected after %v: %+v", took, a.Peer(b.public()).Status().Path)
 				}
 				b.connected(t, a.public())
 				began := time.Now()

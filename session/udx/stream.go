@@ -29,6 +29,9 @@ type StreamConfig struct {
 	// Accept. A call may still be under way when Close or Reset returns. Nil: messages are dropped.
 	OnMessage func(b []byte)
 
+	// OnDone is called once, after Done was closed, in a goroutine of its own that Mux.Close waits for. Nil: nobody is told.
+	OnDone func()
+
 	// ReadBuffer is how many bytes may wait to be read before the peer is made to stop; as many again may wait for a
 	// packet that was lost. Memory is taken only as data comes. Zero: 4 MiB; at least 4 KiB.
 	ReadBuffer int
@@ -52,6 +55,7 @@ type Stream struct {
 	id        ID
 	accept    func(Socket, netip.AddrPort) bool
 	onMessage func([]byte)
+	onDone    func()
 	done      chan struct{} // closed when the stream is done
 
 	mu       sync.Mutex // guards all below; no callback and no send while it is held
@@ -86,7 +90,7 @@ var _ net.Conn = (*Stream)(nil)
 
 func newStream(m *Mux, cfg StreamConfig) *Stream {
 	s := &Stream{
-		mux: m, id: cfg.ID, accept: cfg.Accept, onMessage: cfg.OnMessage,
+		mux: m, id: cfg.ID, accept: cfg.Accept, onMessage: cfg.OnMessage, onDone: cfg.OnDone,
 		done:   make(chan struct{}),
 		sender: newSender(),
 	}

@@ -104,6 +104,9 @@ func (s *Stream) finishLocked(err error) {
 		s.err = err
 	}
 	close(s.done)
+	if s.onDone != nil {
+		s.mux.wg.Go(s.onDone)
+	}
 	next := s.sender.next
 	s.sender.drop()
 	if s.timer != nil {
