@@ -18,6 +18,11 @@ import (
 )
 
 const (
+	// A dial first asks the peer where it was reached last, if that may still work; nearHead later the nodes that led to it
+	// before, one more each relayHead, and queryHead later the DHT. Each step begins at once when the one before has failed.
+	nearHead  = 150 * time.Millisecond
+	relayHead = 100 * time.Millisecond
+	queryHead = 250 * time.Millisecond
 	// handshakesAtOnce bounds the relays through which one attempt sends its handshake at the same time.
 	handshakesAtOnce = 2
 	// openTimeout bounds the search for a path after the handshake where no punching goes on: the reference waits
@@ -88,8 +93,16 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 
 	l.account.step(StageFind, "looking for the peer in the DHT")
 	hs := handshaking{host: h, remote: d.remote, initiator: initiator, message: msg, stage: stage, needless: d.needless}
+	near, ok := h.sockets.near(d.remote)
+	if ok {
+		defer h.sockets.release(near.sock, time.Now())
+		hs.near = &near
+	}
 	if err := hs.run(ctx, h.relaysFor(d)); err != nil {
 		return nil, err
+	}
+	if ok && hs.reply.Relay != near.remote {
+		h.sockets.forget(d.remote, near)
 	}
 	*stage = StagePath
 	p := hs.payload
@@ -234,6 +247,7 @@ func (h *Host) localAddresses() []netip.AddrPort {
 func (h *Host) findPath(ctx context.Context, l *link, hs *handshaking) (*punch.Client, error) {
 	reply, p := &hs.reply, &hs.payload
 	if !reply.Relayed { // the node asked is the server itself
+		l.adopt(hs.sock)
 		l.offer(hs.sock, reply.Relay, kindOf(reply.Relay.Addr()))
 		return nil, nil
 	}
@@ -350,6 +364,7 @@ type handshaking struct {
 	stage   *Stage
 
 	needless func() bool
+	near     *nearby // where the peer was reached last; nil: unknown
 
 	mu        sync.Mutex // guards the fields below
 	initiator *noise.Initiator
@@ -361,7 +376,7 @@ type handshaking struct {
 	good      bool
 }
 
-// run tries the given relays one after the other and, meanwhile, those that the DHT names.
+// run asks the peer itself, the given relays and those that the DHT names, as the constants above say.
 func (hs *handshaking) run(ctx context.Context, relays []netip.AddrPort) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -369,25 +384,48 @@ func (hs *handshaking) run(ctx context.Context, relays []netip.AddrPort) error {
 	slots := make(chan struct{}, handshakesAtOnce)
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	if len(relays) > 0 {
-		for _, r := range relays {
-			hs.claim(r)
-		}
+	// attempt runs in the background and returns a channel that is closed when it has failed.
+	attempt := func(s Socket, at netip.AddrPort) <-chan struct{} {
+		failed := make(chan struct{})
 		wg.Go(func() {
-			for _, r := range relays {
-				if hs.try(ctx, r) {
-					cancel()
-					return
-				}
+			if hs.try(ctx, s, at) {
+				cancel()
+			} else {
+				close(failed)
 			}
 		})
+		return failed
 	}
+	pause := func(failed <-chan struct{}, head time.Duration) {
+		timer := time.NewTimer(head)
+		defer timer.Stop()
+		select {
+		case <-failed:
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+	}
+	if hs.near != nil && hs.claim(hs.near.remote) {
+		pause(attempt(hs.near.sock, hs.near.remote), nearHead)
+	}
+	for i, r := range relays {
+		if ctx.Err() != nil || !hs.claim(r) {
+			continue
+		}
+		head := relayHead
+		if i == len(relays)-1 {
+			head = queryHead
+		}
+		pause(attempt(hs.host.node.DefaultSocket().(Socket), r), head)
+	}
+	named := false // by the DHT
 	var queryErr error
 	for r, err := range hs.host.node.FindPeer(ctx, hs.remote.Target(), relays) {
 		if err != nil {
 			queryErr = err
 			break
 		}
+		named = true
 		if !hs.claim(r.From) {
 			continue
 		}
@@ -400,7 +438,7 @@ func (hs *handshaking) run(ctx context.Context, relays []netip.AddrPort) error {
 		}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			if hs.try(ctx, r.From) {
+			if hs.try(ctx, hs.host.node.DefaultSocket().(Socket), r.From) {
 				cancel()
 			}
 		})
@@ -415,7 +453,7 @@ func (hs *handshaking) run(ctx context.Context, relays []netip.AddrPort) error {
 		return errSuperseded
 	case context.Cause(ctx) != nil:
 		return context.Cause(ctx)
-	case len(hs.tried) > len(relays):
+	case named:
 		return ErrNoAnswer
 	case queryErr != nil:
 		return queryErr
@@ -434,15 +472,14 @@ func (hs *handshaking) claim(relay netip.AddrPort) bool {
 	return true
 }
 
-// try sends the handshake through one relay and reports whether the answer is good.
-func (hs *handshaking) try(ctx context.Context, relay netip.AddrPort) bool {
+// try sends the handshake from sock to one relay, or the peer itself, and reports whether the answer is good.
+func (hs *handshaking) try(ctx context.Context, sock Socket, relay netip.AddrPort) bool {
 	if hs.needless != nil && hs.needless() {
 		return false
 	}
 	hs.mu.Lock()
 	*hs.stage = StageHandshake
 	hs.mu.Unlock()
-	sock := hs.host.node.DefaultSocket().(Socket)
 	reply, err := hs.host.node.Handshake(ctx, relay, sock, hs.remote.Target(), hs.message)
 	if err != nil {
 		return false

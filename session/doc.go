@@ -28,6 +28,11 @@
 // Two links to one peer may exist at once. [Peer] sends on one of them and receives on all: the newest, or,
 // if both sides dialled at the same time, the one whose initiator has the lower key.
 //
+// # The next time
+//
+// The socket of a punched path is shared by all links that use it, and kept for 25 s after the last. Whoever connects to a peer again
+// asks it there first, in one round trip and without the DHT; then the nodes that led to it before, and last the DHT.
+//
 // # Relays
 //
 // Either side may name a relay in the handshake: one of [Config].RelayThrough, or a listed peer that is connected and offers to relay.
@@ -69,13 +74,12 @@
 //
 // One a socket receives, and runs everything that an arriving datagram causes up to and including
 // Config.Inbound. One a Host looks after the links twice a second. An attempt to connect and a handshake being
-// answered have one each, while they last; so has a stream that is open, and the control channel of a connected peer. A
+// answered have one each, while they last; so has the control channel of a connected peer. A
 // peer that is not connected has none.
 // Close waits for all of them.
 //
 // # Limitations
 //
-//   - A control stream that fails is replaced by a new handshake, which needs the DHT.
 //   - Paths are IPv4. Port mapping and IPv6 candidates do not exist yet.
 //   - A relayed path does not survive a change of our own address: another handshake takes its place.
 //   - Datagrams of a relayed path are received one by one.

@@ -85,6 +85,7 @@ type Host struct {
 	relayServer *relay.Server // nil: the Host is no relay
 
 	links   sync.Map // receiver index (uint32) → *link
+	sockets sockets  // of punched paths
 	refused atomic.Uint64
 	dropped atomic.Uint64 // datagrams that belong to nothing
 	dials   chan struct{} // a slot for each attempt that may run
@@ -151,6 +152,10 @@ func New(cfg Config) (*Host, error) {
 		h.cfg.Suites = tunnel.PreferredSuites()
 	}
 	h.ctx, h.cancel = context.WithCancelCause(context.Background())
+
+	h.sockets = sockets{
+		isMain: h.isMain, log: h.log, held: make(map[Socket]int), nearby: make(map[key.Public]nearby),
+	}
 
 	var err error
 	if h.server, err = h.listenServer(); err != nil {
@@ -269,6 +274,7 @@ func (h *Host) Close() error {
 	if h.relayServer != nil {
 		err = errors.Join(err, h.relayServer.Close())
 	}
+	h.sockets.close()
 	h.wg.Wait()
 	return err
 }
@@ -424,6 +430,7 @@ func (h *Host) maintain() {
 		for _, l := range listeners {
 			l.slots.expire(now)
 		}
+		h.sockets.expire(now)
 	}
 }
 

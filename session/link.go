@@ -32,7 +32,6 @@ const (
 	doubtAfter    = 600 * time.Millisecond  // of silence in a conversation
 	keepAlive     = 25 * time.Second        // between probes of an idle path: NAT mappings live 30 s and more
 	trafficWindow = 10 * time.Second        // a path has traffic if data went either way within it
-	streamLinger  = 5 * time.Second         // how long the socket of a stream is kept after it ended
 	giveUpAfter   = 90 * time.Second        // without anything authentic a link is forgotten
 	overdueAfter  = 140 * time.Second       // age of keys at which the initiator makes another link: rekeying has failed
 	overdueMargin = 15 * time.Second        // how much later the responder does
@@ -90,7 +89,7 @@ type link struct {
 	unheard    time.Time // first probe of the path in use since which nothing was heard; zero: none
 	suspect    bool
 	retireAt   time.Time            // a better link replaced this one; zero: none did
-	owned      []Socket             // closed with the link
+	owned      []Socket             // of punched paths; see sockets
 	waiting    map[uint64]chan Pong // by probe id; each channel has room for the answer
 	wake       chan struct{}        // capacity 1: the opening goroutine looks again
 }
@@ -230,9 +229,7 @@ func (l *link) close(cause error) {
 		l.stream.Reset(cause)
 	}
 	for _, s := range owned {
-		if err := s.Close(); err != nil {
-			l.log.Debug("socket not closed", "error", err)
-		}
+		l.host.sockets.release(s, time.Now())
 	}
 	if l.epoch != nil {
 		l.epoch.Close()

@@ -27,10 +27,13 @@ func (l *link) settle() {
 func (l *link) keepSockets() []punch.Socket {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed {
-		return nil
-	}
 	cur := l.cur.Load()
+	if l.closed {
+		if cur == nil || cur.kind == PathRelay || l.host.isMain(cur.sock) || !l.host.sockets.leave(cur.sock) {
+			return nil
+		}
+		return []punch.Socket{cur.sock} // the last packets of a short stream may still be under way
+	}
 	var keep []punch.Socket
 	for _, c := range slices.Clone(l.prober.cands) {
 		s := c.route.sock
@@ -38,21 +41,40 @@ func (l *link) keepSockets() []punch.Socket {
 		case l.host.isMain(s) || slices.Contains(l.owned, s) || c.route.kind == PathRelay:
 		case c.route.heard.Load() != 0 || cur != nil && cur.sock == s:
 			keep = append(keep, s)
-			l.owned = append(l.owned, s)
+			l.ownLocked(s)
 		}
 	}
 	if cur != nil && cur.kind != PathRelay && !l.host.isMain(cur.sock) && !slices.Contains(l.owned, cur.sock) { // a stream has no candidates
 		keep = append(keep, cur.sock)
-		l.owned = append(l.owned, cur.sock)
+		l.ownLocked(cur.sock)
 	}
 	l.prober.cands = slices.DeleteFunc(l.prober.cands, func(c *candidate) bool {
 		s := c.route.sock
 		return !l.host.isMain(s) && !slices.Contains(l.owned, s) && c.route.kind != PathRelay
 	})
-	for _, s := range l.owned {
-		useBulk(s)
-	}
 	return keep
+}
+
+// ownLocked makes the link an owner of a socket that its punching opened. l.mu is held.
+func (l *link) ownLocked(s Socket) {
+	l.host.sockets.keep(s)
+	l.owned = append(l.owned, s)
+	useBulk(s)
+}
+
+// adopt makes the link an owner of a socket that another link's punching opened, or reports that this cannot be. The main
+// sockets need no owner.
+func (l *link) adopt(s Socket) bool {
+	if l.host.isMain(s) {
+		return true
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed || !l.host.sockets.hold(s) {
+		return false
+	}
+	l.owned = append(l.owned, s)
+	return true
 }
 
 // offer makes the address a candidate for a path. It is what every way of finding one ends in: the
@@ -82,8 +104,14 @@ func (l *link) offer(sock Socket, remote netip.AddrPort, kind PathKind) {
 
 // noteDirectLocked notes that r is in use. l.mu is held.
 func (l *link) noteDirectLocked(r *route) {
-	if r.kind != PathRelay && !isClosed(l.direct) {
+	if r.kind == PathRelay {
+		return
+	}
+	if !isClosed(l.direct) {
 		close(l.direct)
+	}
+	if l.epoch != nil || l.initiator { // else it may be no server
+		l.host.sockets.reached(l.remote, r.sock, r.remote)
 	}
 }
 

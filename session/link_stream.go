@@ -87,22 +87,7 @@ func (l *link) streamDone() {
 	if l.epoch != nil {
 		return
 	}
-	err := cmp.Or(l.stream.Err(), net.ErrClosed)
-	l.mu.Lock()
-	linger := l.stream.Err() == nil && len(l.owned) > 0 && !l.closed
-	l.mu.Unlock()
-	if !linger {
-		l.close(err)
-		return
-	}
-	l.host.wg.Go(func() { // our last acknowledgement may be lost, and the peer's last packet come again
-		select {
-		case <-time.After(streamLinger):
-		case <-l.done:
-		case <-l.host.ctx.Done():
-		}
-		l.close(err)
-	})
+	l.close(cmp.Or(l.stream.Err(), net.ErrClosed))
 }
 
 // setRemoteID tells the link the peer's stream id, after the handshake.

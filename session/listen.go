@@ -326,6 +326,9 @@ func (l *Listener) shake(s *slot, req *dht.HandshakeRequest) (lk *link, msg []by
 func (l *Listener) findPath(s *slot, lk *link, req *dht.HandshakeRequest, theirs *noise.Payload) Socket {
 	h := l.host
 	if req.Direct {
+		if !lk.adopt(req.Socket.(Socket)) {
+			return nil // it is about to close: the client finds another way
+		}
 		lk.offer(req.Socket.(Socket), req.Client, kindOf(req.Client.Addr()))
 		return nil
 	}

@@ -162,7 +162,7 @@ func TestRelayAndPunchRacing(t *testing.T) {
 			a.connected(t, b.public())
 			for range 20 {
 				time.Sleep(2 * time.Second)
-				if !pings(t, a.Peer(b.public()), 3) {
+				if !pings(t, a.Peer(b.public()), 6) {
 					t.Fatalf("seed %d: no ping is answered", seed)
 				}
 			}
