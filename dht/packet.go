@@ -60,29 +60,16 @@ type request struct {
 // append appends the wire form of r to b.
 func (r *request) append(b []byte) []byte {
 	flags := byte(0)
-	for _, f := range []struct {
-		set  bool
-		flag byte
-	}{
-		{r.id.set, flagID},
-		{r.token.set, flagToken},
-		{r.command.Internal(), flagInternal},
-		{r.target.set, flagTarget},
-		{r.value != nil, flagValue},
-	} {
-		if f.set {
-			flags |= f.flag
-		}
+	if r.command.Internal() {
+		flags |= flagInternal
 	}
-	b = append(b, requestByte, flags)
-	b = compact.AppendUint16(b, r.tid)
-	b = compact.AppendAddr(b, r.to)
-	if r.id.set {
-		b = append(b, r.id.v[:]...)
+	if r.target.set {
+		flags |= flagTarget
 	}
-	if r.token.set {
-		b = append(b, r.token.v[:]...)
+	if r.value != nil {
+		flags |= flagValue
 	}
+	b = appendHead(b, requestByte, flags, r.tid, r.to, r.id, r.token)
 	b = compact.AppendUint(b, r.command.number())
 	if r.target.set {
 		b = append(b, r.target.v[:]...)
@@ -99,14 +86,8 @@ func parseRequest(b []byte) (request, error) {
 	if r.Uint8() != requestByte {
 		r.Fail(errNotRequest)
 	}
-	flags := r.Uint()
-	p := request{tid: r.Uint16(), to: r.Addr()}
-	if flags&flagID != 0 {
-		p.id = some(key.Target(r.Fixed32()))
-	}
-	if flags&flagToken != 0 {
-		p.token = some(Token(r.Fixed32()))
-	}
+	flags, p := r.Uint(), request{}
+	p.tid, p.to, p.id, p.token = parseHead(&r, flags)
 	p.command = Command(r.Uint())
 	if flags&flagInternal != 0 {
 		p.command |= internalCommand
@@ -121,6 +102,42 @@ func parseRequest(b []byte) (request, error) {
 		return request{}, wrapParse("request", err)
 	}
 	return p, nil
+}
+
+// appendHead appends what requests and responses begin with; flags are those of the fields that follow.
+func appendHead(
+	b []byte, kind, flags byte, tid uint16, to netip.AddrPort, id optional[key.Target], token optional[Token],
+) []byte {
+	if id.set {
+		flags |= flagID
+	}
+	if token.set {
+		flags |= flagToken
+	}
+	b = append(b, kind, flags)
+	b = compact.AppendUint16(b, tid)
+	b = compact.AppendAddr(b, to)
+	if id.set {
+		b = append(b, id.v[:]...)
+	}
+	if token.set {
+		b = append(b, token.v[:]...)
+	}
+	return b
+}
+
+// parseHead parses what requests and responses begin with, after the flags.
+func parseHead(r *compact.Reader, flags uint64) (
+	tid uint16, to netip.AddrPort, id optional[key.Target], token optional[Token],
+) {
+	tid, to = r.Uint16(), r.Addr()
+	if flags&flagID != 0 {
+		id = some(key.Target(r.Fixed32()))
+	}
+	if flags&flagToken != 0 {
+		token = some(Token(r.Fixed32()))
+	}
+	return tid, to, id, token
 }
 
 // response is a packet that answers a request.
@@ -141,29 +158,16 @@ type response struct {
 // append appends the wire form of r to b.
 func (r *response) append(b []byte) []byte {
 	flags := byte(0)
-	for _, f := range []struct {
-		set  bool
-		flag byte
-	}{
-		{r.id.set, flagID},
-		{r.token.set, flagToken},
-		{len(r.closer) > 0, flagCloser},
-		{r.code != 0, flagError},
-		{r.value != nil, flagValue},
-	} {
-		if f.set {
-			flags |= f.flag
-		}
+	if len(r.closer) > 0 {
+		flags |= flagCloser
 	}
-	b = append(b, responseByte, flags)
-	b = compact.AppendUint16(b, r.tid)
-	b = compact.AppendAddr(b, r.to)
-	if r.id.set {
-		b = append(b, r.id.v[:]...)
+	if r.code != 0 {
+		flags |= flagError
 	}
-	if r.token.set {
-		b = append(b, r.token.v[:]...)
+	if r.value != nil {
+		flags |= flagValue
 	}
+	b = appendHead(b, responseByte, flags, r.tid, r.to, r.id, r.token)
 	if len(r.closer) > 0 {
 		b = compact.AppendAddrs(b, r.closer)
 	}
@@ -200,14 +204,8 @@ func parseResponse(b []byte) (response, error) {
 	if r.Uint8() != responseByte {
 		r.Fail(errNotResponse)
 	}
-	flags := r.Uint()
-	p := response{tid: r.Uint16(), to: r.Addr()}
-	if flags&flagID != 0 {
-		p.id = some(key.Target(r.Fixed32()))
-	}
-	if flags&flagToken != 0 {
-		p.token = some(Token(r.Fixed32()))
-	}
+	flags, p := r.Uint(), response{}
+	p.tid, p.to, p.id, p.token = parseHead(&r, flags)
 	if flags&flagCloser != 0 {
 		p.closer = r.Addrs()
 	}

@@ -175,7 +175,7 @@ func (e *env) pingNode(ctx context.Context, addr netip.AddrPort, count int) erro
 	if sent == 0 {
 		return context.Cause(ctx)
 	}
-	return e.printSummary(sent, rtts)
+	return e.printSummary(sent, rtts, "another node; is it UDP that is let through?")
 }
 
 // nodePong is an answer, or with "lost" the lack of one.
@@ -186,21 +186,4 @@ type nodePong struct {
 	RTTMS  float64        `json:"rtt_ms,omitzero"`
 	From   netip.AddrPort `json:"from,omitzero"`
 	To     netip.AddrPort `json:"to,omitzero"` // we, as the node sees us
-}
-
-// printSummary prints what a series of pings came to. Nothing at all is an error.
-func (e *env) printSummary(sent int, rtts []float64) error {
-	s := summarize(sent, rtts)
-	text := fmt.Sprintf("%d sent, %d received\n", s.Sent, s.Received)
-	if s.Received > 0 {
-		text = fmt.Sprintf("%d sent, %d received; min %.3f ms, median %.3f ms, p99 %.3f ms\n",
-			s.Sent, s.Received, s.MinMS, s.MedianMS, s.P99MS)
-	}
-	if err := e.print(s, text); err != nil {
-		return err
-	}
-	if s.Received == 0 {
-		return exit.New(exit.Timeout, "nothing came back").WithTry("another node; is it UDP that is let through?")
-	}
-	return nil
 }

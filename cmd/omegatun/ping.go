@@ -96,6 +96,11 @@ func (e *env) ping(ctx context.Context, client *control.Client, ping control.Pin
 	if err != nil && (ctx.Err() == nil || sent == 0) { // Ctrl-C is one way to end it
 		return err
 	}
+	return e.printSummary(sent, rtts, "omegatun status")
+}
+
+// printSummary prints what a series of pings came to. Nothing at all is an error, with try as what can be done.
+func (e *env) printSummary(sent int, rtts []float64, try string) error {
 	s := summarize(sent, rtts)
 	text := fmt.Sprintf("%d sent, %d received\n", s.Sent, s.Received)
 	if s.Received > 0 {
@@ -106,7 +111,7 @@ func (e *env) ping(ctx context.Context, client *control.Client, ping control.Pin
 		return err
 	}
 	if s.Received == 0 {
-		return exit.New(exit.Timeout, "nothing came back").WithTry("omegatun status")
+		return exit.New(exit.Timeout, "nothing came back").WithTry("%s", try)
 	}
 	return nil
 }
