@@ -71,6 +71,8 @@ type Node struct {
 	store    store
 	router   router
 	delayed  int // pings to be answered later
+
+	stats Stats // but for what is counted above
 }
 
 // effect is something to do once the node's mutex is free: send a datagram, or call.
@@ -242,6 +244,8 @@ func (n *Node) unlock() {
 
 // sendLater sends b from s once the mutex is free.
 func (n *Node) sendLater(s Socket, b []byte, to netip.AddrPort) {
+	n.stats.Sent++
+	n.stats.SentBytes += uint64(len(b))
 	n.out = append(n.out, effect{sock: s, to: to, b: b})
 }
 
@@ -433,6 +437,14 @@ func (n *Node) AddNode(a netip.AddrPort) error {
 		return fmt.Errorf("dht: %v cannot be a node in this network", a)
 	}
 	return nil
+}
+
+// InScope reports whether the node sends to a because others name it: in the public network, only to public addresses. See
+// [Config].Private.
+func (n *Node) InScope(a netip.AddrPort) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.inScope(unmap(a))
 }
 
 // idFor returns our id if a packet from s shows it: only members have one, and only at their server socket.

@@ -36,6 +36,7 @@ func (n *Node) Receive(s Socket, b []byte, from netip.AddrPort) {
 		}
 		r.id = checkID(r.id, from)
 		n.do(func(now time.Time) {
+			n.stats.received(len(b))
 			if !n.closed && !n.suspended {
 				n.handleRequest(now, &incoming{request: r, sock: s, from: from, size: len(b)})
 			}
@@ -47,6 +48,7 @@ func (n *Node) Receive(s Socket, b []byte, from netip.AddrPort) {
 		}
 		r.id = checkID(r.id, from)
 		n.do(func(now time.Time) {
+			n.stats.received(len(b))
 			if !n.closed && !n.suspended {
 				n.handleResponse(now, s, from, &r)
 			}
@@ -102,7 +104,9 @@ func (n *Node) handleRequest(now time.Time, in *incoming) {
 	if m := n.knownAs(in.id); m != nil && m.answered {
 		in.verified = true
 	}
+	n.stats.Requests++
 	if !n.requests.allow(in, now) {
+		n.stats.Limited++
 		return
 	}
 	if badToken {

@@ -62,6 +62,7 @@ func (n *Node) passOn(now time.Time, in *incoming, to netip.AddrPort, value []by
 	if !n.inScope(to) || !n.router.limit.allow(in.from.Addr(), 1, now) {
 		return
 	}
+	n.stats.Forwarded++
 	r := request{tid: in.tid, to: to, id: n.idFor(in.sock), command: in.command, target: in.target, value: value}
 	n.sendLater(in.sock, r.append(make([]byte, 0, 160+len(value))), to)
 }
@@ -71,6 +72,7 @@ func (n *Node) handPeer(now time.Time, in *incoming, peer netip.AddrPort, value 
 	if !n.inScope(peer) || !n.router.limit.allow(in.from.Addr(), 1, now) {
 		return
 	}
+	n.stats.Forwarded++
 	r := response{tid: in.tid, to: peer, id: n.idFor(in.sock), value: value}
 	n.sendLater(in.sock, r.append(make([]byte, 0, 64+len(value))), peer)
 }

@@ -26,10 +26,9 @@ const (
 	// DefaultPort is the first port that a Host tries for its server socket, followed by the next four.
 	DefaultPort = 49737
 
-	dialsAtOnce      = 16 // attempts to reach listed peers that run at the same time
-	rememberedRelays = 512
-	maintainEvery    = 500 * time.Millisecond
-	sleepThreshold   = 15 * time.Second // a longer pause between two rounds means that the machine slept
+	dialsAtOnce    = 16 // attempts to reach listed peers that run at the same time
+	maintainEvery  = 500 * time.Millisecond
+	sleepThreshold = 15 * time.Second // a longer pause between two rounds means that the machine slept
 )
 
 // Config says how a [Host] is to work. Identity is required; the zero value of everything else works.
@@ -61,6 +60,8 @@ type Config struct {
 	// RelayThrough are the keys of relays to meet peers at while there is no direct path to them. Default: listed
 	// peers that are connected and offer to relay.
 	RelayThrough []key.Public
+	// KnownPeers are peers that an earlier Host knew: see [Host.KnownPeers]. What cannot be used is left out.
+	KnownPeers []KnownPeer
 	// Relay makes the Host a blind relay for those that [ListenConfig].Relay names. Its Reserve is the Host's own. Default: none.
 	Relay *relay.Config
 	// Suites are the tunnel ciphers to offer. Default: those that this CPU does well.
@@ -99,9 +100,9 @@ type Host struct {
 	mu        sync.Mutex // guards the fields below; taken before Peer.mu and link.mu
 	peers     map[key.Public]*Peer
 	listeners []*Listener
-	sinks     map[Socket]*probeSink           // of the sockets of punching attempts
-	relays    map[key.Public][]netip.AddrPort // nodes that led to a key before
-	announced Announced                       // what peers are told
+	sinks     map[Socket]*probeSink // of the sockets of punching attempts
+	known     knownPeers
+	announced Announced // what peers are told
 
 	relayConns map[key.Public]*relayConn
 	badRelays  map[key.Public]time.Time // when they failed
@@ -128,10 +129,10 @@ func New(cfg Config) (*Host, error) {
 	}
 	h := &Host{
 		cfg: cfg, log: cfg.Logger, network: cfg.Network,
-		dials:  make(chan struct{}, dialsAtOnce),
-		peers:  make(map[key.Public]*Peer),
-		sinks:  make(map[Socket]*probeSink),
-		relays: make(map[key.Public][]netip.AddrPort),
+		dials: make(chan struct{}, dialsAtOnce),
+		peers: make(map[key.Public]*Peer),
+		sinks: make(map[Socket]*probeSink),
+		known: newKnownPeers(cfg.KnownPeers),
 
 		relayConns: make(map[key.Public]*relayConn),
 		badRelays:  make(map[key.Public]time.Time),
@@ -378,33 +379,6 @@ func (h *Host) linkClosed(l *link) {
 	if p := l.peer.Load(); p != nil {
 		p.linkClosed(l)
 	}
-}
-
-// relaysFor returns the nodes to try first.
-func (h *Host) relaysFor(d dialing) []netip.AddrPort {
-	if len(d.relays) > 0 {
-		return d.relays
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return slices.Clone(h.relays[d.remote])
-}
-
-// rememberRelays keeps the nodes that lead to a key, for the next time.
-func (h *Host) rememberRelays(k key.Public, advertised []netip.AddrPort, used netip.AddrPort) {
-	list := slices.Clone(advertised[:min(len(advertised), 3)])
-	if len(list) == 0 {
-		list = []netip.AddrPort{used}
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if _, known := h.relays[k]; !known && len(h.relays) >= rememberedRelays {
-		for old := range h.relays { // any one
-			delete(h.relays, old)
-			break
-		}
-	}
-	h.relays[k] = list
 }
 
 // maintain looks after the links and notices when the machine has slept.

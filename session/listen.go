@@ -49,6 +49,7 @@ type Listener struct {
 	accepted chan *secretstream.Conn
 	serving  chan struct{} // closed once ann is set: handshakes may come before
 	closed   chan struct{}
+	gone     chan struct{} // closed once the announcement is withdrawn, or given up
 
 	slots slots // handshakes
 
@@ -64,6 +65,7 @@ func (h *Host) Listen(k key.Private, cfg ListenConfig) (*Listener, error) {
 		accepted: make(chan *secretstream.Conn, acceptBacklog),
 		serving:  make(chan struct{}),
 		closed:   make(chan struct{}),
+		gone:     make(chan struct{}),
 		slots:    newSlots(),
 	}
 	ann, err := h.node.Serve(k, l)
@@ -106,8 +108,8 @@ func (KeyAddr) Network() string { return "hyperdht" }
 // String returns the key in z-base-32.
 func (a KeyAddr) String() string { return key.Public(a).String() }
 
-// Close withdraws the announcement and ends what has not been accepted. Accepted connections and tunnels
-// live on.
+// Close withdraws the announcement, which it waits for, but not longer than two seconds, and ends what has not been
+// accepted. Accepted connections and tunnels live on.
 func (l *Listener) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
@@ -118,9 +120,14 @@ func (l *Listener) shutdown(ctx context.Context) error {
 	l.mu.Lock()
 	if l.ending {
 		l.mu.Unlock()
+		select { // whoever began it reports what became of it
+		case <-l.gone:
+		case <-ctx.Done():
+		}
 		return nil
 	}
 	l.ending = true
+	defer close(l.gone)
 	close(l.closed)
 	l.mu.Unlock()
 

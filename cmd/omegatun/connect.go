@@ -66,7 +66,7 @@ func (e *env) connect(ctx context.Context, peer string, timeout time.Duration) (
 	if err != nil {
 		return err
 	}
-	defer func() { err = cmp.Or(err, e.closeHost(ctx, h)) }()
+	defer func() { err = cmp.Or(err, e.closeHost(ctx, h, dir)) }()
 
 	dialing, cancel := context.WithTimeout(ctx, timeout)
 	c, err := h.Dial(dialing, p.Key, session.DialConfig{})
@@ -105,9 +105,13 @@ func (e *env) openHost(ctx context.Context, k key.Private, dir *state.Dir, port 
 	return h, nil
 }
 
-// closeHost withdraws what h has announced, waits until what was written to streams is delivered, and closes h. It
-// does not wait long once ctx has ended. The error tells that something was not delivered.
-func (e *env) closeHost(ctx context.Context, h *session.Host) error {
+// closeHost keeps what h learnt in dir, which may be nil, withdraws what h has announced, waits until what was written to
+// streams is delivered, and closes h. It does not wait long once ctx has ended. The error tells that something was not
+// delivered.
+func (e *env) closeHost(ctx context.Context, h *session.Host, dir *state.Dir) error {
+	if dir != nil {
+		daemon.Remember(h, dir, e.log())
+	}
 	patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), deliverTime)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(goodbyeTime, cancel) })()

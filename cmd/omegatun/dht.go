@@ -62,12 +62,9 @@ func (e *env) withNode(ctx context.Context, f func(*dht.Node) error) error {
 	if err != nil {
 		return err
 	}
-	defer e.closeHost(ctx, h) //nolint:errcheck // nothing was sent that must arrive
+	defer e.closeHost(ctx, h, dir) //nolint:errcheck // nothing was sent that must arrive
 	if err := daemon.Join(ctx, h, bootstrap); err != nil {
 		return err
-	}
-	if dir != nil {
-		daemon.Remember(h, dir, e.log())
 	}
 	return explainDHT(ctx, f(h.Node()))
 }

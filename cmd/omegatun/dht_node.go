@@ -144,7 +144,7 @@ func (e *env) pingNode(ctx context.Context, addr netip.AddrPort, count int) erro
 	if err != nil {
 		return err
 	}
-	defer e.closeHost(ctx, h) //nolint:errcheck // nothing was sent that must arrive
+	defer e.closeHost(ctx, h, nil) //nolint:errcheck // nothing was sent that must arrive
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
 	sent := 0

@@ -105,7 +105,7 @@ func (e *env) forward(ctx context.Context, args []string, timeout time.Duration)
 	if f.host, err = e.openHost(ctx, k, dir, 0); err != nil {
 		return err
 	}
-	defer e.closeHost(ctx, f.host) //nolint:errcheck // the streams have their own errors
+	defer e.closeHost(ctx, f.host, dir) //nolint:errcheck // the streams have their own errors
 	return f.run(ctx, all)
 }
 

@@ -107,7 +107,7 @@ func (e *env) listen(ctx context.Context, f listenFlags) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = cmp.Or(err, e.closeHost(ctx, h)) }()
+	defer func() { err = cmp.Or(err, e.closeHost(ctx, h, dir)) }()
 	l, err := h.Listen(k, session.ListenConfig{Admit: func(c session.Caller) error {
 		if !admits(c.Key) {
 			return fmt.Errorf("%s is not allowed", c.Key.Short())

@@ -7,8 +7,10 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -279,6 +281,83 @@ func TestStreamOnStdinAndStdout(t *testing.T) {
 	}
 	if status := <-c.done; status != 0 {
 		t.Errorf("connect: exit status %d, want 0", status)
+	}
+}
+
+// What was learnt is on disk, so that a peer is found again when no bootstrap node is left.
+func TestPeerIsFoundWithoutBootstrapNodes(t *testing.T) {
+	t.Parallel()
+	first := start(t, nil, "node", "--bootstrap", "--host", "127.0.0.1", "--port", freeTestPort(t))
+	bootstrap := "--bootstrap=" + strings.TrimPrefix(first.stdout.want(t, "ready "), "ready ")
+	others := start(t, nil, "node", bootstrap, "--host", "127.0.0.1", "--port", freeTestPort(t), "--nodes", "4", "--persistent")
+	for range 4 {
+		others.stdout.want(t, "ready 127.0.0.1:")
+	}
+	server, key := newIdentity(t)
+	client, _ := newIdentity(t)
+	l := start(t, strings.NewReader(""), "--state", server, bootstrap, "listen", "--allow", "any")
+	l.stderr.want(t, "listening "+key)
+	connect := func(text, state string) (int, string) {
+		status, _, talk := output(t, strings.NewReader(text+"\n"), "--state", state, bootstrap, "connect", key)
+		if status == 0 {
+			l.stdout.want(t, text)
+		}
+		return status, talk
+	}
+	if status, talk := connect("with", client); status != 0 {
+		t.Fatalf("connect: exit status %d\n%s", status, talk)
+	}
+	first.stop()
+	<-first.done
+	for _, row := range []struct{ name, forget string }{
+		{"with all that is known", ""},
+		{"with the nodes alone", "known-peers.json"},
+		{"with the ways to peers alone", "nodes.json"},
+	} {
+		kept := filepath.Join(client, row.forget)
+		var content []byte
+		if row.forget != "" {
+			var err error
+			if content, err = os.ReadFile(kept); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Remove(kept); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if status, talk := connect("without", client); status != 0 {
+			t.Errorf("%s: exit status %d\n%s", row.name, status, talk)
+		}
+		if row.forget != "" {
+			if err := os.WriteFile(kept, content, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+
+	// Damage is no obstacle, and what is remembered is no network.
+	for _, name := range []string{"nodes.json", "known-peers.json"} {
+		if err := os.WriteFile(filepath.Join(client, name), []byte("[{"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	status, talk := connect("damaged", client)
+	if status != int(exit.Timeout) || !strings.Contains(talk, "is damaged") {
+		t.Errorf("with damaged files: exit status %d, want %d\n%s", status, exit.Timeout, talk)
+	}
+	nodes := []byte("[\"127.0.0.2:1\"")
+	for i := 3; i < 64; i++ { // more than one query asks
+		nodes = fmt.Appendf(nodes, ", \"127.0.0.%d:1\"", i)
+	}
+	nodes = append(nodes, ']')
+	if err := os.WriteFile(filepath.Join(client, "nodes.json"), nodes, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if status, talk := connect("gone", client); status != int(exit.Timeout) {
+		t.Errorf("with nodes that are gone: exit status %d, want %d\n%s", status, exit.Timeout, talk)
+	}
+	if b, err := os.ReadFile(filepath.Join(client, "nodes.json")); err != nil || !bytes.Equal(b, nodes) {
+		t.Errorf("the nodes were forgotten while offline: %s, %v", b, err)
 	}
 }
 

@@ -140,7 +140,7 @@ func (e *env) serve(ctx context.Context, args, allow []string) error {
 	if err != nil {
 		return err
 	}
-	defer e.closeHost(ctx, h) //nolint:errcheck // the streams have their own errors
+	defer e.closeHost(ctx, h, dir) //nolint:errcheck // the streams have their own errors
 
 	all, list := services(k, targets)
 	s := server{env: e, host: h, identity: k, admits: admits, slots: make(chan struct{}, maxCarried)}

@@ -52,7 +52,8 @@ const (
 	keptConnected = 64
 	// goodbyeTimeout bounds what is said to others at the end.
 	goodbyeTimeout = 2 * time.Second
-	// rememberEvery is how often what was learnt is written down.
+	// What was learnt is written down once peers may have connected, and then from time to time.
+	rememberFirst = 30 * time.Second
 	rememberEvery = 10 * time.Minute
 	// lockPatience is how long the predecessor may take to let go of the state folder.
 	lockPatience = 2 * time.Second
@@ -238,12 +239,13 @@ func (d *Daemon) run(ctx context.Context, undo *closers) error {
 	d.connectListed()
 	d.watch(ctx, &wg)
 
-	remember := time.NewTicker(rememberEvery)
+	remember := time.NewTimer(rememberFirst)
 	defer remember.Stop()
 	for {
 		select {
 		case <-remember.C:
 			Remember(d.host, d.cfg.State, d.log)
+			remember.Reset(rememberEvery)
 		case err := <-broken:
 			return exit.New(exit.Other, "the interface %s is gone: %w", d.device.Name(), err).WithTry("omegatun up, again")
 		case <-ctx.Done():

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -23,19 +24,27 @@ const (
 	nodesCache = "nodes"
 	// maxNodes is how many of them are kept: more than enough for one to be left after a long time.
 	maxNodes = 64
+	// knownPeersCache is the name of the cache with the nodes that led to peers, see [session.KnownPeer].
+	knownPeersCache = "known-peers"
 )
 
-// Open opens the sockets and starts the DHT node, with the nodes that dir remembers; dir may be nil. Errors are
-// [exit.Error]s. It does not wait for the network: [Join] does.
+// Open opens the sockets and starts the DHT node, with the nodes and the ways to peers that dir remembers; dir may be nil.
+// Errors are [exit.Error]s. It does not wait for the network: [Join] does.
 func Open(cfg session.Config, dir *state.Dir) (*session.Host, error) {
 	if dir != nil {
-		var nodes []netip.AddrPort
-		switch err := dir.LoadCache(nodesCache, &nodes); {
-		case err == nil:
-			cfg.DHT.Nodes = nodes[:min(len(nodes), maxNodes)]
-		case !errors.Is(err, fs.ErrNotExist):
-			cfg.Logger.Warn("remembered nodes are not used", "error", err)
+		cfg.KnownPeers = load[session.KnownPeer](dir, knownPeersCache, cfg.Logger)
+		nodes := load[netip.AddrPort](dir, nodesCache, cfg.Logger)
+		for _, p := range cfg.KnownPeers { // most of these are nodes, too
+			for _, a := range p.Nodes {
+				if !slices.Contains(nodes, a) {
+					nodes = append(nodes, a)
+				}
+			}
+			if len(nodes) >= maxNodes {
+				break
+			}
 		}
+		cfg.DHT.Nodes = nodes[:min(len(nodes), maxNodes)]
 	}
 	h, err := session.New(cfg)
 	switch {
@@ -59,7 +68,7 @@ func Join(ctx context.Context, h *session.Host, bootstrap []string) error {
 	if err := h.Ready(waiting); err != nil && ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if info := h.Node().Info(); info.Nodes > 0 && info.Online {
+	if heard(h) {
 		return nil
 	}
 	asked := bootstrap
@@ -71,15 +80,40 @@ func Join(ctx context.Context, h *session.Host, bootstrap []string) error {
 			"in a network of your own: --bootstrap <host:port of one of its nodes>")
 }
 
-// Remember keeps the nodes that h has heard from last, for the next start.
+// heard reports whether the network answers h: nodes that are only remembered may be gone.
+func heard(h *session.Host) bool {
+	return h.Node().Stats().Answered > 0 && h.Node().Info().Online
+}
+
+// load returns the list that dir keeps under that name, nil if it has none or it is damaged.
+func load[T any](dir *state.Dir, name string, log *slog.Logger) (list []T) {
+	err := dir.LoadCache(name, &list)
+	if err == nil {
+		return list
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		log.Warn("what was remembered is not used", "error", err)
+	}
+	return nil
+}
+
+// Remember keeps the nodes that h has heard from last, and those that led to peers, for the next start. While h is offline,
+// what was kept before is better.
 func Remember(h *session.Host, dir *state.Dir, log *slog.Logger) {
-	nodes := h.Node().RecentNodes(maxNodes)
-	if len(nodes) == 0 {
+	if !heard(h) {
 		return
 	}
-	if err := dir.SaveCache(nodesCache, nodes); err != nil {
-		log.Warn("nodes are not remembered", "error", err)
+	save := func(name string, list any, empty bool) {
+		if empty {
+			return
+		}
+		if err := dir.SaveCache(name, list); err != nil {
+			log.Warn("what was learnt is not remembered", "error", err)
+		}
 	}
+	nodes, peers := h.Node().RecentNodes(maxNodes), h.KnownPeers()
+	save(nodesCache, nodes, len(nodes) == 0)
+	save(knownPeersCache, peers, len(peers) == 0)
 }
 
 // Explain returns why a peer could not be reached, with its exit status and what can be done.
