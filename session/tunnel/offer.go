@@ -63,6 +63,8 @@ const (
 	FeatureUnfinished Features = 1 << iota
 	// FeaturePostQuantum mixes ML-KEM-768 into new keys.
 	FeaturePostQuantum
+	// FeatureParts accepts plaintexts of [ContentPart] and answers an [MTUProbe].
+	FeatureParts
 )
 
 // Offer is what one side says about its end of the tunnel.

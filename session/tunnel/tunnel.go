@@ -9,7 +9,7 @@
 //	"omtn"  uint version = 1  uint length, then length bytes:
 //	   0 – 3   receiver index   u32 LE: what datagrams to the sender of the offer carry
 //	   4       cipher suites    1 ChaCha20-Poly1305, always set; 2 AES-256-GCM, set when the CPU does it in hardware
-//	   5 –     features         uint bit set: 1 accepts unfinished checksums, 2 post-quantum rekeying
+//	   5 –     features         uint bit set: 1 accepts unfinished checksums, 2 post-quantum rekeying, 4 accepts parts
 //
 // Bytes after the features belong to later versions and are ignored. A block of another version is skipped by
 // its length. AES-256-GCM is used when both sides set it.
@@ -28,7 +28,8 @@
 //
 //	BLAKE2b-256, keyed with the split key of that direction, of "omegatun tunnel 1" ‖ handshake hash
 //
-// The first byte of the plaintext says what it is: see [ContentOf]. Control datagrams are [Control] values.
+// The first byte of the plaintext says what it is: see [ContentOf]. Control datagrams are [Control] values. A plaintext that is
+// too long for the path travels in several datagrams: see [Part].
 //
 // # Receiving
 //
@@ -132,6 +133,10 @@ const (
 	// ContentUnfinished is a byte 0x02, a byte of flags, zero so far, and an IP packet whose TCP or UDP checksum field
 	// holds the sum of the pseudo-header only. It is sent to peers that set [FeatureUnfinished].
 	ContentUnfinished
+	// ContentPart is a [Part]. It is sent to peers that set [FeatureParts].
+	ContentPart
+	// ContentStream is a UDX packet of the control stream, which begins with ff. Only a whole put together from parts can be one.
+	ContentStream
 )
 
 // UnfinishedHeader is the length of what precedes the IP packet in [ContentUnfinished], in bytes.
@@ -141,6 +146,7 @@ const UnfinishedHeader = 2
 const (
 	contentControl    = 0x01
 	contentUnfinished = 0x02
+	contentStream     = 0xff
 )
 
 // AppendUnfinished appends the bytes that precede the IP packet in [ContentUnfinished].
@@ -158,6 +164,10 @@ func ContentOf(plaintext []byte) Content {
 		return ContentControl
 	case first == contentUnfinished:
 		return ContentUnfinished
+	case first == contentPart:
+		return ContentPart
+	case first == contentStream:
+		return ContentStream
 	}
 	return ContentUnknown
 }
@@ -173,6 +183,10 @@ func (c Content) String() string {
 		return "control"
 	case ContentUnfinished:
 		return "unfinished"
+	case ContentPart:
+		return "part"
+	case ContentStream:
+		return "stream"
 	}
 	return fmt.Sprintf("content %d", uint8(c))
 }

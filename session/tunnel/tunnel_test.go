@@ -565,11 +565,13 @@ func TestContentOf(t *testing.T) {
 		{[]byte{0x01}, ContentControl},
 		{[]byte{0x02}, ContentUnfinished},
 		{AppendUnfinished(nil), ContentUnfinished},
-		{[]byte{0x03}, ContentUnknown},
+		{[]byte{0x03}, ContentPart},
+		{[]byte{0x04}, ContentUnknown},
 		{[]byte{0x45}, ContentIP},
 		{[]byte{0x60}, ContentIP},
 		{[]byte{0x50}, ContentUnknown},
-		{[]byte{0xff}, ContentUnknown},
+		{[]byte{0xfe}, ContentUnknown},
+		{[]byte{0xff}, ContentStream},
 	} {
 		if got := ContentOf(row.plaintext); got != row.want {
 			t.Errorf("ContentOf(%x): %v, want %v", row.plaintext, got, row.want)
