@@ -179,7 +179,7 @@ func (f *Forwarder) Run(ctx context.Context) error {
 func (f *Forwarder) Deliver(p *Peer, bufs [][]byte, offset int, unfinished []bool) {
 	var known admission
 	accepted, bytes := 0, 0
-	mtu := p.MTU()
+	mtu := int(p.whole.Load())
 	for i, buf := range bufs {
 		partial := unfinished != nil && unfinished[i]
 		length, reason := f.admit(p, buf, offset, partial, &known)
@@ -438,7 +438,7 @@ func (o *outbound) route(b []byte, longest int) routed {
 	if longest < len(b) {
 		return routed{to: p}
 	}
-	ClampMSS(packet, mtu)
+	ClampMSS(packet, int(p.whole.Load()))
 	return routed{to: p, length: length}
 }
 

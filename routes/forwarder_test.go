@@ -188,6 +188,14 @@ func TestSegmentSizesAreClampedBothWays(t *testing.T) {
 		if got, want := b.dev.Next(t), tuntest.TCP(port(them4, 1), port(us4, 2), small); !bytes.Equal(got, want) {
 			t.Errorf("a SYN from the peer arrives as %x, want %x", got, want)
 		}
+
+		b.peer.SetMTU(600) // less than IPv6 allows: packets may be larger, segments are not
+		tiny := tuntest.Segment{Flags: tuntest.SYN, MSS: 560}
+		b.inject(tuntest.TCP(port(us4, 1), port(them4, 2), syn))
+		b.sent.wantRuns(t, "a SYN along a narrow path", [][]byte{tuntest.TCP(port(us4, 1), port(them4, 2), tiny)})
+		large := udp(us4, them4, string(make([]byte, MinMTU-28)))
+		b.inject(large)
+		b.sent.wantRuns(t, "a large packet along a narrow path", [][]byte{large})
 	})
 }
 

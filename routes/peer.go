@@ -44,7 +44,7 @@ type Peer struct {
 	key      key.Public
 	prefixes []netip.Prefix
 	session  atomic.Pointer[Session]
-	mtu      atomic.Int32
+	whole    atomic.Int32 // see SetMTU
 	counters counters
 }
 
@@ -70,12 +70,20 @@ func (p *Peer) SetSession(s Session) {
 	p.session.Store(&s)
 }
 
-// SetMTU sets the size in bytes of the largest IP packet that fits into the tunnel to this peer. It is kept between
-// [MinMTU] and 65535.
-func (p *Peer) SetMTU(mtu int) { p.mtu.Store(int32(max(MinMTU, min(mtu, maxPacket)))) }
+// SetMTU sets the size in bytes of the largest IP packet that travels whole to this peer; 0 and less: MinMTU. TCP connections are
+// held to it. If it is less than MinMTU, the [Session] carries packets of up to MinMTU all the same, in parts.
+func (p *Peer) SetMTU(mtu int) {
+	if mtu <= 0 {
+		mtu = MinMTU
+	}
+	p.whole.Store(int32(max(leastWhole, min(mtu, maxPacket))))
+}
 
-// MTU returns the size in bytes of the largest IP packet that fits into the tunnel to this peer.
-func (p *Peer) MTU() int { return int(p.mtu.Load()) }
+// MTU returns the size in bytes of the largest IP packet that may be sent to this peer, from [MinMTU] to 65535.
+func (p *Peer) MTU() int { return max(MinMTU, int(p.whole.Load())) }
+
+// leastWhole bounds in bytes what SetMTU takes, so that segments do not become tiny.
+const leastWhole = 256
 
 // Stats returns what has been counted for this peer.
 func (p *Peer) Stats() Stats { return p.counters.stats() }
