@@ -53,7 +53,7 @@ func (l *link) startControl(r *route) {
 	}
 	l.controlled = true
 	l.mu.Unlock()
-	if err := l.stream.Connect(r.sock, r.remote, l.remoteID); err != nil {
+	if err := l.stream.Connect(l.controlSocketFor(r), r.remote, l.remoteID); err != nil {
 		l.log.Debug("control stream not connected", "error", err)
 		return
 	}
@@ -78,7 +78,7 @@ func (l *link) moveControl(r *route) {
 	if l.control.Load() == nil {
 		return
 	}
-	if err := l.stream.ChangeRemote(r.sock, r.remote, l.remoteID); err != nil {
+	if err := l.stream.ChangeRemote(l.controlSocketFor(r), r.remote, l.remoteID); err != nil {
 		l.log.Debug("control stream not moved", "error", err)
 	}
 }

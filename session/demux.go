@@ -106,19 +106,38 @@ func (h *Host) tunnelled(s Socket, b []byte, from netip.AddrPort, in *inbound, n
 		return
 	}
 	switch tunnel.ContentOf(plain) {
-	case tunnel.ContentIP:
-		in.add(l, out, false, now)
-	case tunnel.ContentUnfinished:
-		if l.epoch.Params().Features&tunnel.FeatureUnfinished == 0 || len(plain) <= tunnel.UnfinishedHeader || plain[1] != 0 {
-			h.dropped.Add(1)
-			return
-		}
-		in.add(l, out[tunnel.UnfinishedHeader:], true, now)
 	case tunnel.ContentControl:
 		l.handleControl(s, from, plain, now)
+	case tunnel.ContentPart:
+		whole, err := l.joiner.Add(plain, headroom)
+		switch {
+		case err != nil:
+			h.dropped.Add(1)
+		case whole == nil: // parts are missing
+		case tunnel.ContentOf(whole[headroom:]) == tunnel.ContentStream:
+			h.mux.Receive(s, whole[headroom:], from)
+		default:
+			in.addContent(l, whole, now)
+		}
 	default:
-		h.dropped.Add(1)
+		in.addContent(l, out, now)
 	}
+}
+
+// addContent keeps the packet in an authentic plaintext, which lies behind its headroom.
+func (in *inbound) addContent(l *link, b []byte, now time.Time) {
+	switch plain := b[headroom:]; tunnel.ContentOf(plain) {
+	case tunnel.ContentIP:
+		in.add(l, b, false, now)
+		return
+	case tunnel.ContentUnfinished:
+		if l.epoch.Params().Features&tunnel.FeatureUnfinished != 0 && len(plain) > tunnel.UnfinishedHeader && plain[1] == 0 {
+			in.add(l, b[tunnel.UnfinishedHeader:], true, now)
+			return
+		}
+	default:
+	}
+	in.host.dropped.Add(1)
 }
 
 // inbound gathers the packets of one Receive, and hands runs of one peer to Config.Inbound. It belongs to

@@ -66,6 +66,13 @@
 // Keys are replaced at once after connecting and then every two minutes. If the stream fails the tunnel goes on, until another
 // handshake has taken its place or its keys are three minutes old. An idle stream sends nothing.
 //
+// # Path MTU
+//
+// The largest datagram that passes is found for each path that is used, with padded probes (RFC 8899) and without ICMP, and
+// kept while another path is in use. While large datagrams are sent it is confirmed twice a second; if small probes are answered
+// and large ones are not, the search begins anew at once. Ten minutes later larger sizes are tried again. Packets that are too long,
+// among them those of the control stream, travel in parts meanwhile; what a path carries whole is [Peer.MTU].
+//
 // # Explanation
 //
 // Each attempt to connect keeps an account of its stages, NAT classes, outcome and remedy: see [Peer.Attempts].
@@ -83,5 +90,4 @@
 //   - Paths are IPv4. Port mapping and IPv6 candidates do not exist yet.
 //   - A relayed path does not survive a change of our own address: another handshake takes its place.
 //   - Datagrams of a relayed path are received one by one.
-//   - The MTU of a path is not probed: see package tunnel for the overhead that the inner MTU must leave.
 package session

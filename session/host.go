@@ -54,6 +54,11 @@ type Config struct {
 	Avoid func(netip.Addr) bool
 	// OnPeer is told when a Peer connects, or cannot be reached. It must return quickly. Default: nobody.
 	OnPeer func(PeerEvent)
+	// MTU is the size in bytes of the largest packets that peers are sent, that of a TUN device. Paths are probed for what such
+	// packets need, and no more. Default: DefaultMTU.
+	MTU int
+	// OnMTU is told when [Peer.MTU] has changed. It must return quickly. Default: nobody.
+	OnMTU func(*Peer)
 	// KeepAlive is how long an ordered stream may be silent before an empty message is sent. Default: 5 s,
 	// as in npm hyperdht.
 	KeepAlive time.Duration
@@ -146,6 +151,9 @@ func New(cfg Config) (*Host, error) {
 	if h.cfg.KeepAlive == 0 {
 		h.cfg.KeepAlive = 5 * time.Second
 	}
+	if h.cfg.MTU == 0 {
+		h.cfg.MTU = DefaultMTU
+	}
 	if !h.cfg.Addr.IsValid() {
 		h.cfg.Addr = netip.IPv4Unspecified()
 	}
@@ -223,7 +231,10 @@ func (h *Host) NetworkChanged() {
 	}
 	h.announceChanges()
 	now := time.Now()
-	h.eachLink(func(l *link) { l.check(now) })
+	h.eachLink(func(l *link) {
+		l.check(now)
+		l.checkMTUAnew(now)
+	})
 	for _, p := range h.Peers() {
 		p.hurry()
 	}
@@ -302,7 +313,7 @@ type DialConfig struct {
 
 // offer is the tunnel offer for a link.
 func (h *Host) offer(index uint32) tunnel.Offer {
-	return tunnel.Offer{Index: index, Suites: h.cfg.Suites, Features: h.cfg.Features | tunnel.FeaturePostQuantum}
+	return tunnel.Offer{Index: index, Suites: h.cfg.Suites, Features: h.cfg.Features | tunnel.FeaturePostQuantum | tunnel.FeatureParts}
 }
 
 func (h *Host) avoid(a netip.Addr) bool { return h.cfg.Avoid != nil && h.cfg.Avoid(a) }
@@ -356,6 +367,7 @@ func (h *Host) linkLost(l *link) {
 	p.chooseLocked(time.Now())
 	wanted := p.wanted
 	p.mu.Unlock()
+	p.noteMTU()
 	if wanted {
 		p.dial()
 	}

@@ -73,11 +73,16 @@ type link struct {
 	up   chan struct{} // closed when the link is up
 	done chan struct{} // closed by close
 
+	parts  atomic.Uint32 // packets that were sent in parts
+	joiner tunnel.Joiner
+
+	tune   chan struct{} // capacity 1: runMTU looks again
 	direct chan struct{} // closed when a path is in use that is not relayed
 
 	mu         sync.Mutex // guards the fields below; taken after Peer.mu; nothing is sent or called under it
 	prober     prober
 	controlled bool   // startControl was called
+	tuning     bool   // runMTU is running
 	checked    bool   // several probes have been sent since unheard, because there is a reason to doubt
 	stale      bool   // the control stream has ended, or keys are overdue: another link should take the place of this one
 	early      *route // where the stream was heard before the remote id was known
@@ -104,6 +109,7 @@ func (h *Host) newLink(local, remote key.Public, initiator bool, began time.Time
 
 		direct: make(chan struct{}),
 		wake:   make(chan struct{}, 1),
+		tune:   make(chan struct{}, 1),
 	}
 }
 

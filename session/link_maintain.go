@@ -65,6 +65,7 @@ func (l *link) maintain(now time.Time) {
 	due = append(due, more...)
 	l.mu.Unlock()
 
+	l.checkMTU(r, now)
 	alive := l.maintainKeys(now)
 
 	for _, p := range due {

@@ -238,6 +238,10 @@ func (l *link) handleControl(sock Socket, from netip.AddrPort, b []byte, now tim
 			pong.Observed = netip.AddrPort{}
 		}
 		l.sendControl(&route{sock: sock, remote: from}, pong)
+	case tunnel.MTUProbe:
+		l.sendControl(&route{sock: sock, remote: from}, tunnel.Control{Kind: tunnel.MTUReply, ID: c.ID, Size: c.Size})
+	case tunnel.MTUReply:
+		l.handleMTUReply(sock, from, c.ID, now)
 	case tunnel.Pong:
 		l.handlePong(sock, from, c, now)
 	case tunnel.Close:
@@ -285,6 +289,9 @@ func (l *link) handlePong(sock Socket, from netip.AddrPort, c tunnel.Control, no
 
 	if waiter != nil {
 		waiter <- Pong{RTT: rtt, Path: r.path()}
+	}
+	if first || change {
+		l.startMTU(r, now)
 	}
 	switch {
 	case first:

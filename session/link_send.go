@@ -31,10 +31,17 @@ func (l *link) send(next func(offset int, finish bool) (b []byte, unfinished boo
 	l.sent.Store(time.Now().UnixNano())
 	finish := l.epoch.Params().RemoteFeatures&tunnel.FeatureUnfinished == 0
 	for more := true; more; {
-		n, bytes, err := t.fill(l.epoch, next, finish)
+		n, bytes, err := t.fill(l, next, finish, int(r.limit.Load()))
 		more = n > 0 && err == nil
 		if len(t.datagrams) > 0 {
-			err = errors.Join(err, r.sock.SendBatch(t.datagrams, r.remote))
+			sendErr := r.sock.SendBatch(t.datagrams, r.remote)
+			if sendErr != nil && l.refusedMTU(r, sendErr, time.Now()) {
+				sendErr = nil // lost on the way, like any packet
+			}
+			err = errors.Join(err, sendErr)
+			if t.longest > mtuFloor && !r.large.Load() {
+				r.large.Store(true)
+			}
 		}
 		packets, size = packets+n, size+bytes
 		if err != nil {
@@ -49,6 +56,7 @@ func (l *link) send(next func(offset int, finish bool) (b []byte, unfinished boo
 type train struct {
 	arena     []byte
 	datagrams [][]byte
+	longest   int // bytes of the longest of them
 	sealer    tunnel.Sealer
 }
 
@@ -59,37 +67,75 @@ const (
 
 var trains = sync.Pool{New: func() any { return new(train) }}
 
-// fill seals packets until the train is full or there are no more. It returns how many, and their bytes.
-func (t *train) fill(s *tunnel.Session, next func(int, bool) ([]byte, bool), finish bool) (packets, size int, err error) {
-	const offset = tunnel.UnfinishedHeader
+// reset empties the train.
+func (t *train) reset() {
 	if t.arena == nil {
 		t.arena = make([]byte, 0, trainSize+maxDatagram)
 	}
-	t.arena, t.datagrams = t.arena[:0], t.datagrams[:0]
-	if err := s.Begin(&t.sealer); err != nil {
+	t.arena, t.datagrams, t.longest = t.arena[:0], t.datagrams[:0], 0
+}
+
+// fill seals packets until the train is full or there are no more. It returns how many, and their bytes. Those that make
+// datagrams of more than limit bytes are divided; limit 0: none are.
+func (t *train) fill(l *link, next func(int, bool) ([]byte, bool), finish bool, limit int) (packets, size int, err error) {
+	t.reset()
+	if err := l.epoch.Begin(&t.sealer); err != nil {
 		return 0, 0, err
 	}
 	defer t.sealer.End()
 	for len(t.arena) < trainSize && len(t.datagrams) < trainPackets {
-		b, unfinished := next(offset, finish)
+		b, unfinished := next(plaintextRoom, finish)
 		if b == nil {
 			break
 		}
-		plain := b[offset:]
+		from := plaintextRoom
 		packets++
-		size += len(plain)
+		size += len(b) - from
 		if unfinished {
-			tunnel.AppendUnfinished(b[:0])
-			plain = b
+			from -= tunnel.UnfinishedHeader
+			tunnel.AppendUnfinished(b[:from])
 		}
-		start := len(t.arena)
-		if t.arena, err = t.sealer.Seal(t.arena, plain); err != nil {
+		if limit > 0 && len(b)-from+tunnel.Overhead > limit {
+			err = t.sealParts(b, from, limit, l.parts.Add(1))
+		} else {
+			err = t.seal(b[from:])
+		}
+		if err != nil {
 			return packets, size, err
 		}
-		t.datagrams = append(t.datagrams, t.arena[start:])
 	}
 	return packets, size, nil
 }
 
-// maxDatagram is more than the largest datagram that can be sealed.
-const maxDatagram = 65535 + tunnel.Overhead + tunnel.UnfinishedHeader
+func (t *train) seal(plain []byte) (err error) {
+	start := len(t.arena)
+	if t.arena, err = t.sealer.Seal(t.arena, plain); err != nil {
+		return err
+	}
+	d := t.arena[start:]
+	t.datagrams = append(t.datagrams, d)
+	t.longest = max(t.longest, len(d))
+	return nil
+}
+
+// sealParts seals the plaintext b[from:] in parts whose datagrams have at most limit bytes. The header of each is written over
+// what is before it in b, where there is room for the first.
+func (t *train) sealParts(b []byte, from, limit int, id uint32) error {
+	size := len(b) - from
+	count := tunnel.Parts(size, limit)
+	if count == 0 {
+		return t.seal(b[from:]) // too long for any number of parts: it will not arrive
+	}
+	for i := range count {
+		p := tunnel.Part{ID: id, Index: i, Count: count, Total: size}
+		first, last := p.Range()
+		p.Put(b[from+first-tunnel.PartHeader:])
+		if err := t.seal(b[from+first-tunnel.PartHeader : from+last]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// maxDatagram is more than what the largest packet becomes.
+const maxDatagram = 65535 + tunnel.UnfinishedHeader + tunnel.MaxParts*(tunnel.Overhead+tunnel.PartHeader)

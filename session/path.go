@@ -50,6 +50,10 @@ type route struct {
 	kind   PathKind
 	id     udx.ID // of a plain stream at the relay; 0: the peer's
 
+	limit atomic.Int32 // bytes of the longest datagrams to send, as mtu says; 0: any
+	large atomic.Bool  // some larger than mtuFloor have been sent since this was last looked at
+	mtu   pathMTU      // guarded by link.mu
+
 	heard atomic.Int64 // Unix nanoseconds when the last authentic datagram came this way
 	rtt   atomic.Int64 // nanoseconds, of the last answered probe; 0 before
 }

@@ -58,6 +58,7 @@ type Peer struct {
 	rxPackets          atomic.Uint64
 	txPackets, txLost  atomic.Uint64
 	rejected, replayed atomic.Uint64
+	mtu                atomic.Int32 // see Peer.MTU
 
 	mu        sync.Mutex // guards the fields below; taken before link.mu
 	links     []*link    // that are up
@@ -178,7 +179,7 @@ func (p *Peer) Disconnect() {
 // Send seals IP packets and sends them to the peer. The packets are not kept. Without a connection, up to
 // 256 packets wait for one that Send has started; the oldest give way. It does not block for long.
 func (p *Peer) Send(packets [][]byte) error {
-	var room [tunnel.UnfinishedHeader + 1500]byte
+	var room [plaintextRoom + 1500]byte
 	i := 0
 	return p.SendFrom(func(offset int, _ bool) ([]byte, bool) {
 		if i == len(packets) {
@@ -361,6 +362,7 @@ func (p *Peer) linkUp(l *link) {
 	p.connected++
 	p.changeLocked()
 	p.mu.Unlock()
+	p.noteMTU()
 
 	for _, o := range others { // does the peer know of them, or has it restarted?
 		o.check(time.Now())
@@ -390,6 +392,7 @@ func (p *Peer) linkClosed(l *link) {
 	last := len(p.links) == 0
 	p.changeLocked()
 	p.mu.Unlock()
+	p.noteMTU()
 	if last && p.host.ctx.Err() == nil {
 		p.host.event(PeerEvent{Peer: p, Err: l.cause()})
 	}
@@ -493,6 +496,7 @@ type PeerStatus struct {
 	Since     time.Time
 	Path      Path          // in use; the zero value while not connected
 	RTT       time.Duration // of the path in use; 0 while not measured
+	MTU       int           // see [Peer.MTU]
 	LastAuth  time.Time     // last authentic datagram; zero: never
 	Initiator bool          // we opened the connection in use
 	Suite     string        // cipher suite of the connection in use
@@ -538,7 +542,7 @@ func (p *Peer) Status() PeerStatus {
 		s.LastAuth = time.Unix(0, ns)
 	}
 	if r := l.cur.Load(); r != nil {
-		s.Path, s.RTT = r.path(), time.Duration(r.rtt.Load())
+		s.Path, s.RTT, s.MTU = r.path(), time.Duration(r.rtt.Load()), p.MTU()
 	}
 	return s
 }

@@ -13,6 +13,7 @@ import (
 
 	"omegatun/cmd/omegatun/internal/control"
 	"omegatun/cmd/omegatun/internal/exit"
+	"omegatun/session"
 	"omegatun/tun/tuntest"
 )
 
@@ -145,7 +146,7 @@ func TestDaemonAndItsCommands(t *testing.T) {
 	}
 	st := readStatus(t, p.a)
 	if len(st.Peers) != 1 || st.Peers[0].Name != "bob" || st.Peers[0].State != "connected" || st.Peers[0].Path == nil ||
-		st.Peers[0].Path.MTU != 1280 || st.Self.State != "up" || st.Self.DHT.Nodes != 4 || st.Self.Interface.Name == "" {
+		st.Peers[0].Path.MTU != session.DefaultMTU || st.Self.State != "up" || st.Self.DHT.Nodes != 4 || st.Self.Interface.Name == "" {
 		t.Errorf("status: %+v", st)
 	}
 	ip := strings.Fields(string(must(t, p.a, "ip", "bob")))

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/netip"
@@ -98,7 +99,7 @@ func (m *member) describe(s *control.PeerStatus) {
 		return
 	}
 	s.Path = &control.Path{
-		Kind: status.Path.Kind.String(), Remote: status.Path.Remote, MTU: m.route.MTU(),
+		Kind: status.Path.Kind.String(), Remote: status.Path.Remote, MTU: cmp.Or(status.MTU, m.route.MTU()),
 		RTTMS: milliseconds(status.RTT),
 	}
 	if !status.LastAuth.IsZero() {

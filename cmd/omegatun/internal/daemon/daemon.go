@@ -122,7 +122,7 @@ func Run(ctx context.Context, cfg Config) error {
 	d := &Daemon{
 		cfg: cfg, log: cfg.Logger, own: cfg.Identity.Public(), started: time.Now(),
 		done: make(chan struct{}), settings: cfg.Settings, extra: cfg.Peers, peers: make(map[key.Public]*member),
-		addr6: routes.Addr6(cfg.Identity.Public()), mtu: tun.DefaultMTU,
+		addr6: routes.Addr6(cfg.Identity.Public()), mtu: session.DefaultMTU,
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -306,6 +306,8 @@ func (d *Daemon) openHost(undo *closers) error {
 		Inbound:  d.deliver,
 		Avoid:    d.isVirtual,
 		OnPeer:   d.peerChanged,
+		MTU:      d.mtu,
+		OnMTU:    d.mtuChanged,
 		Logger:   d.log,
 	}, d.cfg.State)
 	if err != nil {
@@ -416,6 +418,13 @@ func (d *Daemon) watch(ctx context.Context, wg *sync.WaitGroup) {
 func (d *Daemon) deliver(p *session.Peer, bufs [][]byte, offset int, unfinished []bool) {
 	if r, ok := d.inbound.Load(p); ok {
 		d.forwarder.Load().Deliver(r.(*routes.Peer), bufs, offset, unfinished)
+	}
+}
+
+// mtuChanged holds the packets to a peer to what its path carries. It runs in the session host's goroutines.
+func (d *Daemon) mtuChanged(p *session.Peer) {
+	if r, ok := d.inbound.Load(p); ok {
+		r.(*routes.Peer).SetMTU(p.MTU())
 	}
 }
 

@@ -127,6 +127,9 @@ func (d *Daemon) admit(k key.Public, m *member) error {
 		return err
 	}
 	d.inbound.Store(m.session, m.route)
+	if m.session.MTU() != 0 {
+		d.mtuChanged(m.session)
+	}
 	var problems []error
 	for _, p := range m.prefixes {
 		switch err := d.hostnet.AddRoute(p); {
