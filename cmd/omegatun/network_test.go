@@ -167,6 +167,8 @@ func TestNodeThatCannotWork(t *testing.T) {
 		{"nobody answers", []string{"--bootstrap", taken.LocalAddr().String()}, exit.Timeout, "no DHT node answers; asked for were 127.0.0.1:" + port},
 		{"a network without an address", []string{"--bootstrap"}, exit.Usage, "needs an address"},
 		{"not an address", []string{"--host", "here"}, exit.Usage, `"here" is not an IPv4 address`},
+		{"metrics for everybody", []string{"--bootstrap", "--host", "127.0.0.1", "--metrics", "0.0.0.0:9737"}, exit.Usage, "is not a loopback address with a port"},
+		{"metrics nowhere", []string{"--bootstrap", "--host", "127.0.0.1", "--metrics", "9737"}, exit.Usage, "is not a loopback address with a port"},
 		{"no nodes", []string{"--nodes", "0"}, exit.Usage, "--nodes must be between 1 and"},
 		{"more ports than there are", []string{"--nodes", "3", "--port", "65534"}, exit.Usage, "more ports than there are"},
 	} {

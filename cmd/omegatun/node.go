@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"os/signal"
 	"strconv"
 	"sync"
 
@@ -39,7 +41,11 @@ For each node that is ready it prints a line, ready <host>:<port>, as others see
   {"schema":1,"event":"ready","host","port","id"}
   {"schema":1,"event":"persistent","host","port","id"}     it has become a member
 
-It runs until Ctrl-C. Exit status 1: the port is taken. 9: no DHT node answers.`,
+How the nodes are doing is told on request: on SIGUSR1, a line for each node on stdout, or
+with --json an object with "event":"metrics"; and with --metrics to whoever asks this
+address by HTTP for /metrics, in Prometheus' text format. Counters begin with the node.
+
+It runs until Ctrl-C; a second one does not wait for anything. Exit status 1: the port is taken. 9: no DHT node answers.`,
 		Example: `  omegatun node
   omegatun node --bootstrap --host 203.0.113.9                  # the first of a network
   omegatun node --port 49738 --bootstrap 203.0.113.9:49737      # another one
@@ -53,6 +59,7 @@ It runs until Ctrl-C. Exit status 1: the port is taken. 9: no DHT node answers.`
 	f.IntVar(&n.nodes, "nodes", 1, "run this `many`, on ports that follow each other")
 	f.Uint16Var(&n.port, "port", 0, "UDP `port` of the first; default: 49737 if it is free")
 	f.StringVar(&n.host, "host", "", "IPv4 `address` at which others reach it; default: it finds out")
+	f.StringVar(&n.metrics, "metrics", "", "loopback `address:port` to serve metrics at by HTTP; default: none")
 	f.BoolVar(&n.persistent, "persistent", false, "become a member at once")
 	return cmd
 }
@@ -62,6 +69,7 @@ type nodeFlags struct {
 	port       uint16
 	host       string
 	persistent bool
+	metrics    string
 }
 
 // node runs the nodes until ctx ends.
@@ -108,6 +116,18 @@ func (e *env) node(ctx context.Context, flags nodeFlags) error {
 	defer r.wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if flags.metrics != "" {
+		l, err := listenMetrics(ctx, flags.metrics)
+		if err != nil {
+			return err
+		}
+		e.note("metrics at http://%v/metrics", l.Addr())
+		r.wg.Go(func() { r.serveMetrics(ctx, l) })
+	}
+	signals := make(chan os.Signal, 1)
+	notifyMetrics(signals)
+	defer signal.Stop(signals)
+	r.wg.Go(func() { r.printMetrics(ctx, signals) })
 	for i := range flags.nodes {
 		node := cfg
 		if node.Port = flags.port; node.Port != 0 {
@@ -129,7 +149,9 @@ func (e *env) node(ctx context.Context, flags nodeFlags) error {
 type nodeRunner struct {
 	env *env
 	wg  sync.WaitGroup
-	mu  sync.Mutex // guards stdout
+
+	mu    sync.Mutex // guards stdout and the fields below
+	hosts []*session.Host
 }
 
 // start runs a node until ctx ends, and returns its address when it is ready. public, if it is valid, is the address
@@ -159,7 +181,10 @@ func (r *nodeRunner) start(ctx context.Context, cfg session.Config, public netip
 	if err != nil {
 		return netip.AddrPort{}, errors.Join(err, h.Close())
 	}
-	r.print("ready", h)
+	r.mu.Lock()
+	r.hosts = append(r.hosts, h)
+	r.mu.Unlock()
+	r.tell("ready", h)
 	r.wg.Go(func() {
 		r.watch(ctx, h)
 		if err := h.Close(); err != nil {
@@ -176,7 +201,7 @@ func (r *nodeRunner) watch(ctx context.Context, h *session.Host) {
 		changed := h.Node().Changes()
 		if now := h.Node().Info().Persistent; now != persistent {
 			if persistent = now; now {
-				r.print("persistent", h)
+				r.tell("persistent", h)
 			}
 		}
 		select {
@@ -187,19 +212,23 @@ func (r *nodeRunner) watch(ctx context.Context, h *session.Host) {
 	}
 }
 
-// print tells of a node: a line for its readiness, an object for everything with --json.
-func (r *nodeRunner) print(event string, h *session.Host) {
+// tell tells of a node: a line for its readiness, an object for everything with --json.
+func (r *nodeRunner) tell(event string, h *session.Host) {
 	addr := nodeAddr(h)
 	text := ""
 	if event == "ready" {
 		text = fmt.Sprintf("ready %v\n", addr)
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	err := r.env.print(nodeEvent{
+	r.print(nodeEvent{
 		Schema: control.Schema, Event: event, Host: addr.Addr(), Port: addr.Port(), ID: h.Node().Info().ID.String(),
 	}, text)
-	if err != nil {
+}
+
+// print prints to stdout: text, or v as JSON.
+func (r *nodeRunner) print(v any, text string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.env.print(v, text); err != nil {
 		r.env.log().Warn("stdout is closed", "error", err)
 	}
 }
