@@ -238,6 +238,7 @@ func (h *Host) Announce(a Announced) {
 func (h *Host) announcement() Announced {
 	h.mu.Lock()
 	a := h.announced.clone()
+	a.Relays = slices.Clone(h.through)
 	h.mu.Unlock()
 	a.Endpoints = nil
 	for _, e := range h.localAddresses() {
@@ -246,7 +247,7 @@ func (h *Host) announcement() Announced {
 	if info := h.node.Info(); info.Host.IsValid() && info.Port != 0 {
 		a.Endpoints = append(a.Endpoints, Endpoint{EndpointPublic, netip.AddrPortFrom(info.Host, info.Port)})
 	}
-	a.Relays, a.Relaying = slices.Clone(h.cfg.RelayThrough), h.relayServer != nil
+	a.Relaying = h.relayServer != nil
 	return a
 }
 

@@ -117,7 +117,7 @@ func (a *account) connected(p Path, rtt time.Duration) {
 		a.attempt.Connected, a.attempt.Took = true, time.Since(a.attempt.Began)
 	}
 	a.attempt.Path = p
-	a.stepLocked(StagePath, "%s: %v, %v answers after %v", what, p.Kind, p.Remote, rtt.Round(time.Millisecond))
+	a.stepLocked(StagePath, "%s: %v, %v answers after %v", what, p.Kind, p.Remote, rtt.Round(10*time.Microsecond))
 }
 
 // failed notes the end of an attempt that did not connect.

@@ -92,7 +92,9 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 	}
 
 	l.account.step(StageFind, "looking for the peer in the DHT")
-	hs := handshaking{host: h, remote: d.remote, initiator: initiator, message: msg, stage: stage, needless: d.needless}
+	hs := handshaking{
+		host: h, account: l.account, remote: d.remote, initiator: initiator, message: msg, stage: stage, needless: d.needless,
+	}
 	near, ok := h.sockets.near(d.remote)
 	if ok {
 		defer h.sockets.release(near.sock, time.Now())
@@ -360,6 +362,7 @@ func (h *Host) tryLAN(ctx context.Context, l *link, addrs []netip.AddrPort) {
 type handshaking struct {
 	host    *Host
 	remote  key.Public
+	account *account
 	message []byte
 	stage   *Stage
 
@@ -480,8 +483,12 @@ func (hs *handshaking) try(ctx context.Context, sock Socket, relay netip.AddrPor
 	hs.mu.Lock()
 	*hs.stage = StageHandshake
 	hs.mu.Unlock()
+	hs.account.step(StageHandshake, "sending our handshake by way of node %v", relay)
 	reply, err := hs.host.node.Handshake(ctx, relay, sock, hs.remote.Target(), hs.message)
 	if err != nil {
+		if ctx.Err() == nil {
+			hs.account.step(StageHandshake, "no answer by way of node %v", relay)
+		}
 		return false
 	}
 	hs.mu.Lock()

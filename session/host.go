@@ -62,8 +62,8 @@ type Config struct {
 	// KeepAlive is how long an ordered stream may be silent before an empty message is sent. Default: 5 s,
 	// as in npm hyperdht.
 	KeepAlive time.Duration
-	// RelayThrough are the keys of relays to meet peers at while there is no direct path to them. Default: listed
-	// peers that are connected and offer to relay.
+	// RelayThrough are the keys of relays to meet peers at while there is no direct path to them, besides listed peers
+	// that are connected and offer to relay. [Host.RelayThrough] changes it.
 	RelayThrough []key.Public
 	// KnownPeers are peers that an earlier Host knew: see [Host.KnownPeers]. What cannot be used is left out.
 	KnownPeers []KnownPeer
@@ -107,7 +107,8 @@ type Host struct {
 	listeners []*Listener
 	sinks     map[Socket]*probeSink // of the sockets of punching attempts
 	known     knownPeers
-	announced Announced // what peers are told
+	announced Announced    // what peers are told
+	through   []key.Public // relays: see Config.RelayThrough; replaced, not changed
 
 	relayConns map[key.Public]*relayConn
 	badRelays  map[key.Public]time.Time // when they failed
@@ -139,6 +140,7 @@ func New(cfg Config) (*Host, error) {
 		sinks: make(map[Socket]*probeSink),
 		known: newKnownPeers(cfg.KnownPeers),
 
+		through:    slices.Clone(cfg.RelayThrough),
 		relayConns: make(map[key.Public]*relayConn),
 		badRelays:  make(map[key.Public]time.Time),
 	}

@@ -95,10 +95,15 @@ func (l *link) offer(sock Socket, remote netip.AddrPort, kind PathKind) {
 	case !l.epoch.Confirmed():
 		n = probesUnheard
 	}
+	before := len(l.prober.cands)
 	if !l.closed {
 		l.prober.add(sock, remote, kind, n, time.Now())
 	}
+	fresh := len(l.prober.cands) > before && !l.isUp
 	l.mu.Unlock()
+	if fresh {
+		l.account.step(StagePath, "probing %v (%v)", remote, kind)
+	}
 	l.poke()
 }
 

@@ -62,12 +62,12 @@ func (h *Host) nameRelay(peer key.Public) *noise.RelayThrough {
 	if _, open := h.node.RemoteAddr(); open {
 		return nil
 	}
-	list := slices.Clone(h.cfg.RelayThrough)
-	if len(list) == 0 {
-		for _, p := range h.Peers() {
-			if p.relays() {
-				list = append(list, p.key)
-			}
+	h.mu.Lock()
+	list := slices.Clone(h.through)
+	h.mu.Unlock()
+	for _, p := range h.Peers() {
+		if p.relays() && !slices.Contains(list, p.key) {
+			list = append(list, p.key)
 		}
 	}
 	list = slices.DeleteFunc(list, func(k key.Public) bool { return k == peer || h.isOurs(k) })
@@ -85,6 +85,14 @@ func (h *Host) nameRelay(peer key.Public) *noise.RelayThrough {
 	r := &noise.RelayThrough{Version: 1, Relay: list[mrand.IntN(len(list))]}
 	rand.Read(r.Token[:]) // never fails
 	return r
+}
+
+// RelayThrough replaces [Config].RelayThrough. It counts from the next attempt to connect on; the slice is not kept.
+func (h *Host) RelayThrough(relays []key.Public) {
+	h.mu.Lock()
+	h.through = slices.Clone(relays)
+	h.mu.Unlock()
+	h.announceChanges()
 }
 
 // relays reports whether the peer is connected and offers to relay for us.

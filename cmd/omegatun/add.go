@@ -15,6 +15,7 @@ import (
 
 func newAdd(e *env) *cobra.Command {
 	var name, ipv4 string
+	var relay bool
 	cmd := &cobra.Command{
 		Use:   "add <key>",
 		Short: "List a peer, so that it may connect",
@@ -22,11 +23,15 @@ func newAdd(e *env) *cobra.Command {
 it. Adding it again changes its name and its address. The list is kept in the state
 folder; the configuration file is left alone. A running omegatun learns of it at once.
 
-With --json: {"schema":1,"key","name","ipv6","ipv4"}.`,
-		Example: `  omegatun add hg5f75r47ejditzoynds6zdpkeqsnpjk87errjfn17iaojrgofko --name desk`,
-		Args:    takes(1, 1),
+With --relay others may be met there while there is no direct path to them. An omegatun
+that relays says so itself, and needs no --relay; npm's blind-relay does.
+
+With --json: {"schema":1,"key","name","ipv6","ipv4","relay"}.`,
+		Example: `  omegatun add hg5f75r47ejditzoynds6zdpkeqsnpjk87errjfn17iaojrgofko --name desk
+  omegatun add hg5f75r47ejditzoynds6zdpkeqsnpjk87errjfn17iaojrgofko --relay`,
+		Args: takes(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			p := config.Peer{Name: name}
+			p := config.Peer{Name: name, Relay: relay}
 			var err error
 			if p.Key, err = key.ParsePublic(args[0]); err != nil {
 				return exit.New(exit.Usage, "%q is %w", args[0], err).
@@ -55,6 +60,9 @@ With --json: {"schema":1,"key","name","ipv6","ipv4"}.`,
 				if flags.Changed("ipv4") {
 					listed[i].IPv4 = p.IPv4
 				}
+				if flags.Changed("relay") {
+					listed[i].Relay = p.Relay
+				}
 				if name := listed[i].Name; name != "" {
 					if err := config.CheckName(name); err != nil {
 						return nil, exit.New(exit.Usage, "--name: %w", err)
@@ -71,12 +79,13 @@ With --json: {"schema":1,"key","name","ipv6","ipv4"}.`,
 				if !e.json {
 					return nil
 				}
-				return e.print(object{"key": p.Key, "name": p.Name, "ipv6": ip6, "ipv4": ip4}, "")
+				return e.print(object{"key": p.Key, "name": p.Name, "ipv6": ip6, "ipv4": ip4, "relay": p.Relay}, "")
 			})
 		},
 	}
 	cmd.Flags().StringVar(&name, "name", "", "a `name` for it, used wherever a peer is asked for")
 	cmd.Flags().StringVar(&ipv4, "ipv4", "", "its virtual IPv4 `address`, instead of the one that follows from its key")
+	cmd.Flags().BoolVar(&relay, "relay", false, "others may be met there")
 	return cmd
 }
 

@@ -28,11 +28,14 @@ of them optional. A setting that is not known is an error.
   interface = "omega0"                 # network interface; default: omega0, omega1, …
   ipv4 = "10.64.0.7"                   # instead of the address that follows from the key
   bootstrap = ["203.0.113.9:49737"]    # DHT nodes to start from; default: the public network
+  relay = true                         # relay between listed peers that have no direct path
 
   [[peer]]                             # a machine that may connect; any number of these
   key = "hg5f75r47ejditzoynds6zdpkeqsnpjk87errjfn17iaojrgofko"
   name = "desk"                        # used wherever a peer is asked for
   ipv4 = "10.64.0.8"                   # its address, if not the one that follows from its key
+  relay = true                         # a relay to meet others at. Peers that relay by the setting
+                                       # above are used without this
 
 Peers can also be listed with "omegatun add"; the file itself is never written to.`,
 		Args: cobra.ArbitraryArgs,
@@ -81,8 +84,8 @@ func newConfigShow(e *env) *cobra.Command {
 		Short: "Print the configuration as it is used",
 		Long: `Prints the configuration as it is used: the file, the peers listed by "omegatun add", and
 the defaults, in the form of the file. With --json:
-  {"schema":1,"name","port","interface","ipv4","bootstrap",
-   "peers":[{"key","name","ipv6","ipv4","file","line"}]}
+  {"schema":1,"name","port","interface","ipv4","bootstrap","relay",
+   "peers":[{"key","name","ipv6","ipv4","relay","file","line"}]}
 where a bootstrap of null is the public network.`,
 		Example: `  omegatun config show
   omegatun config show --json | jq -r '.peers[].name'`,
@@ -99,13 +102,14 @@ where a bootstrap of null is the public network.`,
 			for _, p := range c.Peers {
 				ip6, ip4 := addresses(p.Key, p.IPv4)
 				peers = append(peers, object{
-					"key": p.Key, "name": p.Name, "ipv6": ip6, "ipv4": ip4, "file": p.From.File, "line": p.From.Line,
+					"key": p.Key, "name": p.Name, "ipv6": ip6, "ipv4": ip4, "relay": p.Relay,
+					"file": p.From.File, "line": p.From.Line,
 				})
 			}
 			return e.print(
 				object{
 					"name": machineName(c), "port": c.Port, "interface": c.Interface, "ipv4": c.IPv4,
-					"bootstrap": c.Bootstrap, "peers": peers,
+					"bootstrap": c.Bootstrap, "relay": c.Relay, "peers": peers,
 				}, configText(c))
 		},
 	}
@@ -133,6 +137,9 @@ func configText(c *config.Config) string {
 		}
 		fmt.Fprintf(&b, "bootstrap = [%s]\n", strings.Join(quoted, ", "))
 	}
+	if c.Relay {
+		b.WriteString("relay = true\n")
+	}
 	for _, p := range c.Peers {
 		fmt.Fprintf(&b, "\n[[peer]]  # from %v\nkey = %q\n", p.From, p.Key)
 		if p.Name != "" {
@@ -140,6 +147,9 @@ func configText(c *config.Config) string {
 		}
 		if p.IPv4.IsValid() {
 			fmt.Fprintf(&b, "ipv4 = %q\n", p.IPv4)
+		}
+		if p.Relay {
+			b.WriteString("relay = true\n")
 		}
 	}
 	return b.String()

@@ -16,8 +16,6 @@ import (
 	"omegatun/cmd/omegatun/internal/daemon"
 	"omegatun/cmd/omegatun/internal/exit"
 	"omegatun/cmd/omegatun/internal/state"
-	"omegatun/dht"
-	"omegatun/dht/key"
 	"omegatun/session"
 )
 
@@ -62,7 +60,7 @@ func (e *env) connect(ctx context.Context, peer string, timeout time.Duration) (
 	}
 	defer dir.Close()
 	keepSecrets()
-	h, err := e.openHost(ctx, k, dir, 0)
+	h, err := e.openHost(ctx, k, dir)
 	if err != nil {
 		return err
 	}
@@ -79,30 +77,6 @@ func (e *env) connect(ctx context.Context, peer string, timeout time.Duration) (
 	}
 	e.log().Info("connected", "key", p.Key.String(), "remote", c.RemoteAddr().String())
 	return streamError(ctx, pipe(ctx, c, e.stdin, e.stdout))
-}
-
-// openHost starts a host that is not part of a daemon, and joins the network.
-func (e *env) openHost(ctx context.Context, k key.Private, dir *state.Dir, port uint16) (*session.Host, error) {
-	c, err := e.loadConfig()
-	if err != nil {
-		return nil, err
-	}
-	bootstrap, err := e.bootstrapNodes(c)
-	if err != nil {
-		return nil, err
-	}
-	h, err := daemon.Open(session.Config{
-		Identity: k, Port: port, Logger: e.log(),
-		DHT: dht.Config{Bootstrap: bootstrap, Mode: dht.Ephemeral},
-	}, dir)
-	if err != nil {
-		return nil, err
-	}
-	if err := daemon.Join(ctx, h, bootstrap); err != nil {
-		return nil, errors.Join(err, h.Close())
-	}
-	daemon.Remember(h, dir, e.log())
-	return h, nil
 }
 
 // closeHost keeps what h learnt in dir, which may be nil, withdraws what h has announced, waits until what was written to

@@ -154,6 +154,18 @@ func TestDaemonAndItsCommands(t *testing.T) {
 		t.Errorf("status has the addresses %v and %v, ip prints %v", st.Peers[0].IPv6, st.Peers[0].IPv4, ip)
 	}
 
+	if last := st.Peers[0].Last; last == nil || last.State != "connected" || st.Peers[0].Suite == "" ||
+		!strings.HasPrefix(st.Peers[0].Announced.Version, "omegatun ") || st.Peers[0].Announced.MTU != 1280 ||
+		!slices.Contains(st.Peers[0].Announced.Addresses, st.Peers[0].IPv6) {
+		t.Errorf("status: %+v, %+v, want how it connected, and what it announces", st.Peers[0], st.Peers[0].Announced)
+	}
+	for _, args := range [][]string{{"--json"}, {}} { // of the connection that there is
+		out := string(must(t, p.a, append(args, "ping", "bob", "--explain")...))
+		if !strings.Contains(out, "connected") || strings.Count(out, "\n") < 4 {
+			t.Errorf("ping --explain %v:\n%s", args, out)
+		}
+	}
+
 	// A second up only tells the first one.
 	if out := must(t, p.a, "up", "bob", "--json"); !bytes.Contains(out, []byte(`"state":"connected"`)) {
 		t.Errorf("second up: %s", out)
@@ -170,6 +182,7 @@ func TestDaemonAndItsCommands(t *testing.T) {
 		t.Errorf("status after rm: %+v, want no peers", st.Peers)
 	}
 	wantExit(t, exit.UnknownPeer, "is not listed", p.a, "ping", p.keyB)
+	must(t, p.a, "ping", "--explain", p.keyB) // b lists us
 	if e := upB.event(t, "peer", "failed"); e.Code != exit.Refused {
 		t.Errorf("%+v, want that it does not answer", e)
 	}

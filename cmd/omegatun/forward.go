@@ -102,7 +102,7 @@ func (e *env) forward(ctx context.Context, args []string, timeout time.Duration)
 		defer v.listener.Close()
 	}
 	keepSecrets()
-	if f.host, err = e.openHost(ctx, k, dir, 0); err != nil {
+	if f.host, err = e.openHost(ctx, k, dir); err != nil {
 		return err
 	}
 	defer e.closeHost(ctx, f.host, dir) //nolint:errcheck // the streams have their own errors

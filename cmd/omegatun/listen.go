@@ -74,6 +74,16 @@ func (e *env) admits(allow []string) (func(key.Public) bool, error) {
 	return func(k key.Public) bool { return allowed[k] }, nil
 }
 
+// admit is admits in the form that a listener wants.
+func admit(admits func(key.Public) bool) func(session.Caller) error {
+	return func(c session.Caller) error {
+		if !admits(c.Key) {
+			return fmt.Errorf("%s is not allowed", c.Key.Short())
+		}
+		return nil
+	}
+}
+
 func (e *env) listen(ctx context.Context, f listenFlags) (err error) {
 	admits, err := e.admits(f.allow)
 	if err != nil {
@@ -84,36 +94,12 @@ func (e *env) listen(ctx context.Context, f listenFlags) (err error) {
 			return exit.New(exit.Usage, "--tcp: %q is not host:port", f.tcp)
 		}
 	}
-	k, err := e.makeIdentity()
+	st, err := e.openStation(ctx, nil)
 	if err != nil {
 		return err
 	}
-	dir, err := e.makeState()
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	lock, err := dir.Lock() // two would announce the same key
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
-	keepSecrets()
-	c, err := e.loadConfig()
-	if err != nil {
-		return err
-	}
-	h, err := e.openHost(ctx, k, dir, c.Port)
-	if err != nil {
-		return err
-	}
-	defer func() { err = cmp.Or(err, e.closeHost(ctx, h, dir)) }()
-	l, err := h.Listen(k, session.ListenConfig{Admit: func(c session.Caller) error {
-		if !admits(c.Key) {
-			return fmt.Errorf("%s is not allowed", c.Key.Short())
-		}
-		return nil
-	}})
+	defer func() { err = cmp.Or(err, st.close(ctx, e)) }()
+	l, err := st.host.Listen(st.key, session.ListenConfig{Admit: admit(admits)})
 	if err != nil {
 		return exit.New(exit.Other, "cannot listen: %w", err)
 	}
@@ -122,7 +108,7 @@ func (e *env) listen(ctx context.Context, f listenFlags) (err error) {
 	if err := l.Announced(ctx); err != nil {
 		return err
 	}
-	e.listening(k.Public())
+	e.listening(st.key.Public())
 	if f.tcp != "" {
 		err = e.serveTCP(ctx, l, f)
 	} else {

@@ -40,6 +40,7 @@ var commands = []struct {
 	{"access", newServe},
 	{"access", newForward},
 	{"dht", newNode},
+	{"dht", newRelay},
 	{"dht", newDHT},
 	{"operate", newConfig},
 	{"operate", newVersion},

@@ -398,3 +398,35 @@ func TestSharedReaderLosesNothing(t *testing.T) {
 type writerFunc func(b []byte) (int, error)
 
 func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
+
+func TestRelayTells(t *testing.T) {
+	t.Parallel()
+	bootstrap := "--bootstrap=" + network(t)
+	state, key := newIdentity(t)
+	client, clientKey := newIdentity(t)
+	r := start(t, nil, "--state", state, bootstrap, "--json", "relay", "--allow", clientKey)
+	if line := r.stdout.want(t, `{"event":"relaying"`); !strings.Contains(line, key) || !strings.Contains(line, `"schema":1`) {
+		t.Errorf("relay: %s", line)
+	}
+	for _, tt := range []struct {
+		name, state, state2 string
+		status              exit.Code
+	}{
+		{"a client", client, "connected", exit.OK},
+		{"a stranger", filepath.Join(t.TempDir(), "stranger"), "failed", exit.Refused},
+	} {
+		status, out, talk := output(t, nil, "--state", tt.state, bootstrap, "--json", "ping", "--explain", key)
+		if status != int(tt.status) || !strings.Contains(string(out), `"state":"`+tt.state2+`"`) {
+			t.Errorf("%s: exit status %d, want %d\n%s%s", tt.name, status, tt.status, out, talk)
+		}
+	}
+	status, _, talk := output(t, nil, "--state", state, bootstrap, "serve", "--allow", "any", "22")
+	if status != int(exit.Other) || !strings.Contains(talk, "another omegatun uses "+state) {
+		t.Errorf("serve beside relay: exit status %d, want %d\n%s", status, exit.Other, talk)
+	}
+	r.stop()
+	r.stdout.want(t, `{"bytes":0,"clients":`)
+	if status := <-r.done; status != 0 {
+		t.Errorf("relay after Ctrl-C: exit status %d, want 0", status)
+	}
+}

@@ -16,6 +16,7 @@ import (
 func newPing(e *env) *cobra.Command {
 	var count int
 	var interval, timeout time.Duration
+	var explain bool
 	cmd := &cobra.Command{
 		Use:   "ping <peer>",
 		Short: "Measure the way to a peer, through the tunnel",
@@ -24,17 +25,31 @@ how long it took and on which path. It connects first if there is no connection.
 asks the other omegatun, not the other machine's kernel: for that, use ping(8) with the
 peer's virtual address.
 
+With --explain it tells instead how the connection comes about, or came about if there is
+one: each step with its time, what kind of NAT both machines are behind, what is done about
+that, the path, or why there is none and what would help. That needs neither a running
+omegatun nor a listed peer, but the peer must list this machine.
+
 With --json, an object a line:
   {"schema":1,"event":"pong","seq","rtt_ms","path","remote"}
   {"schema":1,"event":"lost","seq"}
   {"schema":1,"event":"summary","sent","received","min_ms","median_ms","p99_ms"}
+and with --explain:
+  {"schema":1,"event":"step","after_ms","stage":"dht|find|handshake|path","text"}
+  {"schema":1,"event":"attempt","peer","incoming","local_nat","remote_nat","strategy",
+   "state":"connected|failed","took_ms","path":{"kind","remote","relay","rtt_ms"},
+   "code","reason","remedy","steps":[…]}
 
 Exit status 3: no omegatun is running. 5: no such peer. 6: it was not found. 7: no path to
-it. 9: nothing came back.`,
+it. 8: it refused, or does not answer. 9: nothing came back, or no DHT node answers.`,
 		Example: `  omegatun ping desk
+  omegatun ping desk --explain
   omegatun ping -c 100 -i 0.01s --json desk | tail -1 | jq .median_ms`,
 		Args: takes(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if explain && !cmd.Flags().Changed("timeout") {
+				timeout = explainTime
+			}
 			if count < 0 || interval < time.Millisecond || timeout < time.Millisecond {
 				return exit.New(exit.Usage, "-c must not be negative, -i and --timeout are at least 1ms")
 			}
@@ -46,11 +61,15 @@ it. 9: nothing came back.`,
 			if err != nil {
 				return err
 			}
+			if explain {
+				return e.explain(cmd.Context(), client, p, timeout)
+			}
 			return e.ping(cmd.Context(), client, control.Ping{
 				Peer: p.Key, Count: count, IntervalMS: interval.Milliseconds(), TimeoutMS: timeout.Milliseconds(),
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&explain, "explain", false, "tell how the connection comes about, or why not")
 	cmd.Flags().IntVarP(&count, "count", "c", 5, "how many probes; 0: until Ctrl-C")
 	cmd.Flags().DurationVarP(&interval, "interval", "i", time.Second, "`time` between probes")
 	cmd.Flags().DurationVar(&timeout, "timeout", 10*time.Second, "`time` to wait for the connection, and for an answer")

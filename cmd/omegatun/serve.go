@@ -117,33 +117,14 @@ func (e *env) serve(ctx context.Context, args, allow []string) error {
 				WithTry("a second omegatun, with an identity of its own: --state <folder>")
 		}
 	}
-	k, err := e.makeIdentity()
+	st, err := e.openStation(ctx, nil)
 	if err != nil {
 		return err
 	}
-	dir, err := e.makeState()
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	lock, err := dir.Lock() // two would announce the same key
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
-	keepSecrets()
-	c, err := e.loadConfig()
-	if err != nil {
-		return err
-	}
-	h, err := e.openHost(ctx, k, dir, c.Port)
-	if err != nil {
-		return err
-	}
-	defer e.closeHost(ctx, h, dir) //nolint:errcheck // the streams have their own errors
+	defer st.close(ctx, e) //nolint:errcheck // the streams have their own errors
 
-	all, list := services(k, targets)
-	s := server{env: e, host: h, identity: k, admits: admits, slots: make(chan struct{}, maxCarried)}
+	all, list := services(st.key, targets)
+	s := server{env: e, host: st.host, identity: st.key, admits: admits, slots: make(chan struct{}, maxCarried)}
 	if err := s.run(ctx, all, list); err != nil && ctx.Err() == nil {
 		return err
 	}
@@ -168,7 +149,7 @@ func (s *server) run(ctx context.Context, all []*service, list portList) error {
 	failed := make(chan error, len(all))
 	var listeners []*session.Listener
 	for _, v := range all {
-		l, err := s.listen(v.key)
+		l, err := s.host.Listen(v.key, session.ListenConfig{Admit: admit(s.admits)})
 		if err != nil {
 			return exit.New(exit.Other, "cannot listen: %w", err)
 		}
@@ -203,16 +184,6 @@ func (s *server) run(ctx context.Context, all []*service, list portList) error {
 		}
 	}
 	return <-failed // the first to end, when ctx does
-}
-
-// listen announces a key, for those who are admitted.
-func (s *server) listen(k key.Private) (*session.Listener, error) {
-	return s.host.Listen(k, session.ListenConfig{Admit: func(c session.Caller) error {
-		if !s.admits(c.Key) {
-			return fmt.Errorf("%s is not allowed", c.Key.Short())
-		}
-		return nil
-	}})
 }
 
 type servingEvent struct {

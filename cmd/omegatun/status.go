@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"omegatun/cmd/omegatun/internal/control"
+	"omegatun/dht/key"
 )
 
 func newStatus(e *env) *cobra.Command {
@@ -18,14 +19,21 @@ func newStatus(e *env) *cobra.Command {
 		Use:   "status",
 		Short: "Show how this machine and its peers are doing",
 		Long: `Shows what the running omegatun is doing: this machine, its place in the network, and for
-each peer the path its packets take, how long they take, and what was dropped and why.
+each peer the path its packets take, how long they take, how old the keys are, what came of
+the last attempt to connect, and what was dropped and why. The path is lan, direct, or relay
+with the relay's name.
 
 With --json, one object:
   {"schema":1,
    "self":{"key","name","ipv6","ipv4","state","nat","dht":{"nodes","persistent"},
            "interface":{"name","mtu"}},
    "peers":[{"key","name","state","path":{"kind","remote","relay","mtu","rtt_ms",
-             "last_auth_ms"},"rx_bytes","tx_bytes","dropped":{"reason":n}}]}
+             "last_auth_ms"},"rx_bytes","tx_bytes","dropped":{"reason":n},"suite",
+             "key_age_ms","announced":{"version","name","addresses","mtu","relaying",
+             "relays"},"last_attempt":{"ago_ms","incoming","local_nat","remote_nat",
+             "strategy","state","took_ms","path","code","reason","remedy"}}]}
+and "relay" in self, what is relayed for others, if anything is:
+  {"clients","waiting","links","paired","packets","bytes"}
 
 Exit status 3: no omegatun is running.`,
 		Example: `  omegatun status
@@ -63,6 +71,9 @@ func statusText(s *control.Status) string {
 	}
 	fmt.Fprintf(w, "dht\t%s\n", place)
 	fmt.Fprintf(w, "nat\t%s\n", s.Self.NAT)
+	if r := s.Self.Relay; r != nil {
+		fmt.Fprintf(w, "relaying\tfor %d peers, %d pairs at the moment, %s passed on\n", r.Clients, r.Links, byteCount(r.Bytes))
+	}
 	w.Flush() //nolint:errcheck // a strings.Builder takes everything
 	for _, n := range s.Self.Notes {
 		fmt.Fprintf(&b, "note: %s\n", n)
@@ -71,31 +82,37 @@ func statusText(s *control.Status) string {
 		b.WriteString("\nno peers; omegatun add <key> lists one\n")
 		return b.String()
 	}
+	names := make(map[key.Public]string, len(s.Peers)) // what people call them
+	for _, p := range s.Peers {
+		if names[p.Key] = p.Name; p.Name == "" {
+			names[p.Key] = p.Key.Short() + "…"
+		}
+	}
 	b.WriteByte('\n')
 	w = tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "PEER\tADDRESSES\tSTATE\tPATH\tRTT\tRECEIVED\tSENT")
+	fmt.Fprintln(w, "PEER\tADDRESSES\tSTATE\tPATH\tRTT\tKEYS\tRECEIVED\tSENT")
 	for _, p := range s.Peers {
-		name, path, rtt := p.Name, "-", "-"
-		if name == "" {
-			name = p.Key.Short() + "…"
-		}
+		path, rtt, keys := "-", "-", "-"
 		if p.Path != nil {
-			path = fmt.Sprintf("%s %s", p.Path.Kind, p.Path.Remote)
+			path = pathText(p.Path, names)
+			keys = fmt.Sprintf("%v old", (time.Duration(p.KeyAgeMS) * time.Millisecond).Round(time.Second))
 			if p.Path.RTTMS > 0 {
 				rtt = fmt.Sprintf("%.1f ms", p.Path.RTTMS)
 			}
 		}
-		fmt.Fprintf(w, "%s\t%s %s\t%s\t%s\t%s\t%s\t%s\n", name, p.IPv6, addrOrDash(p.IPv4), p.State, path, rtt,
+		fmt.Fprintf(w, "%s\t%s %s\t%s\t%s\t%s\t%s\t%s\t%s\n", names[p.Key], p.IPv6, addrOrDash(p.IPv4), p.State, path, rtt, keys,
 			byteCount(p.RxBytes), byteCount(p.TxBytes))
 	}
 	w.Flush() //nolint:errcheck // a strings.Builder takes everything
 	for _, p := range s.Peers {
-		name := p.Name
-		if name == "" {
-			name = p.Key.Short() + "…"
-		}
-		if p.Reason != "" {
+		name := names[p.Key]
+		if line := attemptLine(p.Last); line != "" {
+			fmt.Fprintf(&b, "%s: %s\n", name, line)
+		} else if p.Reason != "" {
 			fmt.Fprintf(&b, "%s: %s\n", name, p.Reason)
+		}
+		if line := announcedLine(&p); line != "" {
+			fmt.Fprintf(&b, "%s: %s\n", name, line)
 		}
 		var dropped []string
 		for reason, n := range p.Dropped {
@@ -109,6 +126,54 @@ func statusText(s *control.Status) string {
 		}
 	}
 	return b.String()
+}
+
+// attemptLine says in a line what came of the last attempt to connect; nothing if there was none.
+func attemptLine(a *control.Attempt) string {
+	if a == nil {
+		return ""
+	}
+	ago := (time.Duration(a.AgoMS) * time.Millisecond).Round(time.Second)
+	took := time.Duration(a.TookMS * float64(time.Millisecond)).Round(time.Millisecond)
+	who := "tried"
+	if a.Incoming {
+		who = "it tried"
+	}
+	line := fmt.Sprintf("%s %v ago", who, ago)
+	switch a.State {
+	case "connected":
+		line = fmt.Sprintf("%s, connected after %v", line, took)
+		if a.LocalNAT != "unknown" && a.RemoteNAT != "unknown" {
+			line += fmt.Sprintf(" (our NAT %s, its NAT %s)", a.LocalNAT, a.RemoteNAT)
+		}
+	case "failed":
+		line = fmt.Sprintf("%s, failed after %v: %s", line, took, a.Reason)
+	default:
+		return line + ", still trying"
+	}
+	if a.Remedy != "" {
+		line += "; " + a.Remedy
+	}
+	return line
+}
+
+// announcedLine says in a line what is new in what the peer says about itself.
+func announcedLine(p *control.PeerStatus) string {
+	a := p.Announced
+	if a == nil {
+		return ""
+	}
+	var parts []string
+	if a.Name != "" && a.Name != p.Name {
+		parts = append(parts, fmt.Sprintf("calls itself %q", a.Name))
+	}
+	if a.Version != "" {
+		parts = append(parts, "runs "+a.Version)
+	}
+	if a.Relaying {
+		parts = append(parts, "relays for us")
+	}
+	return strings.Join(parts, ", ")
 }
 
 func orDash(s string) string {

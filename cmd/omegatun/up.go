@@ -103,6 +103,7 @@ func (e *env) up(ctx context.Context, c *config.Config, bootstrap []string, peer
 	}
 	return daemon.Run(ctx, daemon.Config{
 		Identity:  k,
+		Version:   versionText(),
 		Name:      machineName(c),
 		Settings:  c,
 		Reload:    e.loadConfig,

@@ -37,6 +37,15 @@ With --json: {"schema":1,"version","commit","modified","go","os","arch"}.`,
 	}
 }
 
+// versionText returns the version as peers are told.
+func versionText() string {
+	version, commit, _ := buildVersion()
+	if version == "(devel)" && commit != "" {
+		version = commit[:min(12, len(commit))]
+	}
+	return "omegatun " + version
+}
+
 // buildVersion returns what the Go command recorded. The commit is empty if it recorded none.
 func buildVersion() (version, commit string, modified bool) {
 	info, ok := debug.ReadBuildInfo()

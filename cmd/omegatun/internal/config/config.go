@@ -6,11 +6,13 @@
 //	interface = "omega0"                       # name of the network interface; missing: omega0, omega1, …
 //	ipv4 = "10.64.0.7"                         # instead of the address that follows from the key
 //	bootstrap = ["203.0.113.9:49737"]          # DHT nodes to start from; missing: the public network
+//	relay = true                               # relay between listed peers that have no direct path
 //
 //	[[peer]]
 //	key = "…"                                  # 52 characters of z-base-32, or 64 hex digits
 //	name = "desk"
 //	ipv4 = "10.64.0.8"
+//	relay = true                               # others may be met there, even if it does not offer it by itself
 //
 // Keys that are not known are errors, with their line. The person's file is never written to.
 package config
@@ -41,15 +43,17 @@ type Config struct {
 	Interface string     // name of the network interface; empty: the first free one of omega0, omega1, …
 	IPv4      netip.Addr // of this machine; zero: what follows from its key
 	Bootstrap []string   // host:port or ip@host:port; nil: the public network
+	Relay     bool       // relay between listed peers
 	Peers     Peers      // in the order of the files, the person's first
 }
 
 // Peer is a machine that may connect, and that this one may connect to.
 type Peer struct {
-	Key  key.Public
-	Name string     // a DNS label, unique; may be empty
-	IPv4 netip.Addr // zero: what follows from the key
-	From Place      // where it is listed
+	Key   key.Public
+	Name  string     // a DNS label, unique; may be empty
+	IPv4  netip.Addr // zero: what follows from the key
+	Relay bool       // others may be met there
+	From  Place      // where it is listed
 }
 
 // Place is a line of a file.
@@ -72,13 +76,15 @@ type file struct {
 	Interface *string   `toml:"interface"`
 	IPv4      *string   `toml:"ipv4"`
 	Bootstrap *[]string `toml:"bootstrap"`
+	Relay     *bool     `toml:"relay"`
 	Peer      []peer    `toml:"peer"`
 }
 
 type peer struct {
-	Key  *string `toml:"key"`
-	Name *string `toml:"name"`
-	IPv4 *string `toml:"ipv4"`
+	Key   *string `toml:"key"`
+	Name  *string `toml:"name"`
+	IPv4  *string `toml:"ipv4"`
+	Relay bool    `toml:"relay"`
 }
 
 // Load reads the configuration at path and the peers at peersPath. A missing file is an empty one, except that path
@@ -143,7 +149,7 @@ func (c *Config) add(path, text string, peersOnly bool) error {
 		return bad(at.find(k), "%q is not a setting that omegatun knows", k.String()).
 			WithTry("remove the line; omegatun help config lists all settings")
 	}
-	if peersOnly && (f.Name != nil || f.Port != nil || f.Interface != nil || f.IPv4 != nil || f.Bootstrap != nil) {
+	if peersOnly && (f.Name != nil || f.Port != nil || f.Interface != nil || f.IPv4 != nil || f.Bootstrap != nil || f.Relay != nil) {
 		return bad("", "this file is for peers only")
 	}
 
@@ -178,11 +184,14 @@ func (c *Config) add(path, text string, peersOnly bool) error {
 		}
 		c.Bootstrap = append([]string{}, *f.Bootstrap...)
 	}
+	if f.Relay != nil {
+		c.Relay = *f.Relay
+	}
 
 	byKey, byName := c.Peers.indexed()
 	for i, raw := range f.Peer {
 		table := "peer." + strconv.Itoa(i)
-		p := Peer{From: Place{path, at[table]}}
+		p := Peer{Relay: raw.Relay, From: Place{path, at[table]}}
 		if raw.Key == nil {
 			return bad(table, "this peer has no key")
 		}

@@ -57,9 +57,11 @@ port = 4000
 interface = "om1"
 ipv4 = "10.64.0.7"
 bootstrap = ["a.example:1", "10.0.0.1@b.example:2"]
+relay = true
 [[peer]]
 key = %q
 name = "desk"
+relay = true
 [[peer]]
 key = %q
 ipv4 = "10.64.0.8"
@@ -70,8 +72,11 @@ ipv4 = "10.64.0.8"
 		t.Fatal(err)
 	}
 	if c.Name != "laptop" || c.Port != 4000 || c.Interface != "om1" || c.IPv4 != netip.MustParseAddr("10.64.0.7") ||
-		!slices.Equal(c.Bootstrap, []string{"a.example:1", "10.0.0.1@b.example:2"}) {
+		!slices.Equal(c.Bootstrap, []string{"a.example:1", "10.0.0.1@b.example:2"}) || !c.Relay {
 		t.Errorf("Load: %+v", c)
+	}
+	if relays := c.Peers.Relays(); !slices.Equal(relays, []key.Public{testKey(1)}) {
+		t.Errorf("Relays = %v, want the first peer", relays)
 	}
 	want := []struct {
 		key  key.Public
@@ -79,8 +84,8 @@ ipv4 = "10.64.0.8"
 		ipv4 string
 		line int
 	}{
-		{testKey(1), "desk", "invalid IP", 7}, // the person's file has the last word
-		{testKey(2), "", "10.64.0.8", 10},
+		{testKey(1), "desk", "invalid IP", 8}, // the person's file has the last word
+		{testKey(2), "", "10.64.0.8", 12},
 		{testKey(3), "lab", "invalid IP", 4},
 	}
 	if len(c.Peers) != len(want) {
@@ -105,6 +110,7 @@ func TestLoadRefuses(t *testing.T) {
 		{"a wrong type", "\nname = 3", "line 2: incompatible types"},
 		{"a wrong type in the second peer", peer + "[[peer]]\nkey = 3", "incompatible types"},
 		{"a name with a dot", `name = "a.b"`, "line 1: name: "},
+		{"a relay that is none", peer + "relay = 1", "line 3"},
 		{"a port below 0", `port = -1`, "line 1: port: -1 is not between"},
 		{"an interface with a slash", `interface = "a/b"`, "line 1: interface: "},
 		{"an interface that is too long", `interface = "abcdefghijklmnop"`, "line 1: interface: "},
@@ -128,7 +134,7 @@ func TestLoadRefuses(t *testing.T) {
 func TestEncodeIsReadBack(t *testing.T) {
 	for _, peers := range []Peers{
 		nil,
-		{{Key: testKey(1), Name: "desk"}, {Key: testKey(2), IPv4: netip.MustParseAddr("10.64.0.8")}, {Key: testKey(3)}},
+		{{Key: testKey(1), Name: "desk", Relay: true}, {Key: testKey(2), IPv4: netip.MustParseAddr("10.64.0.8")}, {Key: testKey(3)}},
 	} {
 		text, err := peers.Encode()
 		if err != nil {
@@ -138,7 +144,9 @@ func TestEncodeIsReadBack(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%v\n%s", err, text)
 		}
-		if !slices.EqualFunc(c.Peers, peers, func(a, b Peer) bool { return a.Key == b.Key && a.Name == b.Name && a.IPv4 == b.IPv4 }) {
+		if !slices.EqualFunc(c.Peers, peers, func(a, b Peer) bool {
+			return a.Key == b.Key && a.Name == b.Name && a.IPv4 == b.IPv4 && a.Relay == b.Relay
+		}) {
 			t.Errorf("read back %v, want %v", c.Peers, peers)
 		}
 	}

@@ -114,18 +114,30 @@ func (ps Peers) In(file string) Peers {
 	return slices.DeleteFunc(slices.Clone(ps), func(p Peer) bool { return p.From.File != file })
 }
 
+// Relays returns the keys of those where others may be met.
+func (ps Peers) Relays() []key.Public {
+	var keys []key.Public
+	for _, p := range ps {
+		if p.Relay {
+			keys = append(keys, p.Key)
+		}
+	}
+	return keys
+}
+
 // Encode returns the text of a file that lists ps and is read by [Load].
 func (ps Peers) Encode() ([]byte, error) {
 	type entry struct {
-		Key  key.Public  `toml:"key"`
-		Name string      `toml:"name,omitempty"`
-		IPv4 *netip.Addr `toml:"ipv4,omitempty"`
+		Key   key.Public  `toml:"key"`
+		Name  string      `toml:"name,omitempty"`
+		IPv4  *netip.Addr `toml:"ipv4,omitempty"`
+		Relay bool        `toml:"relay,omitempty"`
 	}
 	var list struct {
 		Peer []entry `toml:"peer"`
 	}
 	for _, p := range ps {
-		e := entry{Key: p.Key, Name: p.Name}
+		e := entry{Key: p.Key, Name: p.Name, Relay: p.Relay}
 		if p.IPv4.IsValid() {
 			e.IPv4 = new(p.IPv4)
 		}

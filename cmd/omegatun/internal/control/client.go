@@ -60,6 +60,27 @@ func (c *Client) Ping(ctx context.Context, ping Ping, do func(Pong) error) error
 	return decodeEach(c.lines(ctx, http.MethodPost, "/v1/ping", ping), do)
 }
 
+// Explain has the daemon connect to a peer, and calls do for each step. It returns what came of it.
+func (c *Client) Explain(ctx context.Context, peer key.Public, timeout time.Duration, do func(Step) error) (*Attempt, error) {
+	var attempt *Attempt
+	lines := c.lines(ctx, http.MethodPost, "/v1/explain", waitRequest{Peer: peer, TimeoutMS: timeout.Milliseconds()})
+	err := lines(func(line json.RawMessage) error {
+		var step Step
+		if err := json.Unmarshal(line, &step); err != nil {
+			return err
+		}
+		if step.Event == "step" {
+			return do(step)
+		}
+		attempt = new(Attempt)
+		return json.Unmarshal(line, attempt)
+	})
+	if err == nil && attempt == nil {
+		err = c.cut()
+	}
+	return attempt, err
+}
+
 // Wait returns when the daemon has a way to the peer; for the zero key, when its peers can find it. After timeout the
 // error says why it has not; 0: never.
 func (c *Client) Wait(ctx context.Context, peer key.Public, timeout time.Duration) error {

@@ -5,6 +5,7 @@
 //	POST /v1/up     {"peers":[key]}       the Events of these peers, until each is connected or has failed
 //	POST /v1/wait   {"peer","timeout_ms"} empty when the peer, or without one the DHT, is reachable
 //	POST /v1/ping   {"peer",…}            Pongs, one object a line
+//	POST /v1/explain {"peer","timeout_ms"} Steps of an attempt to connect, and the Attempt as the last line
 //	POST /v1/reload                       empty when the configuration has been read again
 //	POST /v1/down                         empty when everything on the host is undone
 //
@@ -18,6 +19,7 @@ package control
 import (
 	"context"
 	"net/netip"
+	"time"
 
 	"omegatun/cmd/omegatun/internal/exit"
 	"omegatun/dht/key"
@@ -41,6 +43,9 @@ type Daemon interface {
 	Wait(ctx context.Context, peer key.Public) error
 	// Ping measures the way to a peer through the tunnel, and calls emit for each answer and each lack of one.
 	Ping(ctx context.Context, ping Ping, emit func(Pong) error) error
+	// Explain connects to a peer, listed or not, and calls emit for each step as it is made, and then with what came of
+	// it; or, if there is a connection, with the account of how it came about. Failure to connect is no error.
+	Explain(ctx context.Context, peer key.Public, timeout time.Duration, emit func(Step) error) (*Attempt, error)
 	// Reload reads the configuration again and applies what can be applied while running.
 	Reload(ctx context.Context) error
 	// Down stops the daemon. It returns when everything on the host is undone.
@@ -67,6 +72,17 @@ type Self struct {
 	PID       int        `json:"pid"`
 	UptimeMS  int64      `json:"uptime_ms"`
 	Notes     []string   `json:"notes,omitempty"` // what a person should know, such as an address that is left out
+	Relay     *Relay     `json:"relay,omitempty"` // what is relayed for others; nil: this machine is no relay
+}
+
+// Relay is what a relay does.
+type Relay struct {
+	Clients int    `json:"clients"` // keys that are connected
+	Waiting int    `json:"waiting"` // for their peer
+	Links   int    `json:"links"`   // pairs that are relayed
+	Paired  uint64 `json:"paired"`  // since the start
+	Packets uint64 `json:"packets"` // passed on
+	Bytes   uint64 `json:"bytes"`
 }
 
 // State is how a daemon, or the way to a peer, is doing.
@@ -97,6 +113,49 @@ type PeerStatus struct {
 	RxBytes uint64            `json:"rx_bytes"`
 	TxBytes uint64            `json:"tx_bytes"`
 	Dropped map[string]uint64 `json:"dropped"` // packets, by reason; never nil
+
+	Suite     string     `json:"suite,omitempty"`        // cipher of the connection
+	KeyAgeMS  int64      `json:"key_age_ms,omitempty"`   // of the keys in use
+	Announced *Announced `json:"announced,omitempty"`    // what the peer says about itself
+	Last      *Attempt   `json:"last_attempt,omitempty"` // to connect, in either direction; without Steps
+}
+
+// Announced is what a peer says about itself. It is authentic, and configures nothing.
+type Announced struct {
+	Version   string       `json:"version,omitempty"`
+	Name      string       `json:"name,omitempty"`
+	Addresses []netip.Addr `json:"addresses,omitempty"` // virtual ones
+	MTU       int          `json:"mtu,omitempty"`
+	Relaying  bool         `json:"relaying,omitempty"` // for this machine
+	Relays    []key.Public `json:"relays,omitempty"`   // that it can use
+}
+
+// Attempt is the account of one attempt to connect.
+type Attempt struct {
+	Schema    int        `json:"schema"`
+	Event     string     `json:"event"` // "attempt"
+	Peer      key.Public `json:"peer"`
+	AgoMS     int64      `json:"ago_ms"`    // since it began
+	Incoming  bool       `json:"incoming"`  // the peer began it
+	LocalNAT  string     `json:"local_nat"` // "unknown", "open", "consistent", "random"
+	RemoteNAT string     `json:"remote_nat"`
+	Strategy  string     `json:"strategy,omitempty"` // what is done about that pair of NATs
+	State     State      `json:"state"`              // "connecting", "connected", "failed"
+	TookMS    float64    `json:"took_ms"`            // until it was connected, or had failed
+	Path      *Path      `json:"path"`               // in use; nil: none
+	Code      exit.Code  `json:"code,omitempty"`     // why it failed, Reason too
+	Reason    string     `json:"reason,omitempty"`
+	Remedy    string     `json:"remedy,omitempty"` // what could be done about it, or about a path through a relay
+	Steps     []Step     `json:"steps,omitempty"`
+}
+
+// Step is one thing that happened in an attempt to connect.
+type Step struct {
+	Schema  int     `json:"schema"`
+	Event   string  `json:"event"`    // "step"
+	AfterMS float64 `json:"after_ms"` // since the attempt began
+	Stage   string  `json:"stage"`    // "find", "handshake", "path"
+	Text    string  `json:"text"`     // for people
 }
 
 // Path is the way that packets take to a peer.

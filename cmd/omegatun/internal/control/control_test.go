@@ -68,6 +68,18 @@ func (d *fakeDaemon) Ping(_ context.Context, ping Ping, emit func(Pong) error) e
 	return d.err
 }
 
+func (d *fakeDaemon) Explain(
+	_ context.Context, peer key.Public, timeout time.Duration, emit func(Step) error,
+) (*Attempt, error) {
+	d.peer = peer
+	for i := range 3 {
+		if err := emit(Step{Event: "step", AfterMS: float64(i), Text: timeout.String()}); err != nil {
+			return nil, err
+		}
+	}
+	return &Attempt{Event: "attempt", Peer: peer, State: "connected"}, d.err
+}
+
 func (d *fakeDaemon) Reload(context.Context) error { return d.err }
 
 func (d *fakeDaemon) Down(context.Context) error { return d.err }
@@ -154,11 +166,32 @@ func TestErrorsArriveAsTheyAre(t *testing.T) {
 		"wait":   func() error { return c.Wait(t.Context(), key.Public{}, 0) },
 		"reload": func() error { return c.Reload(t.Context()) },
 		"down":   func() error { return c.Down(t.Context()) },
-		"ping":   func() error { return c.Ping(t.Context(), Ping{Count: 1}, func(Pong) error { return nil }) },
+		"explain": func() error {
+			_, err := c.Explain(t.Context(), key.Public{}, time.Second, func(Step) error { return nil })
+			return err
+		},
+		"ping": func() error { return c.Ping(t.Context(), Ping{Count: 1}, func(Pong) error { return nil }) },
 	} {
 		if e := exit.From(call()); e == nil || e.Code != exit.Usage || e.Reason != "the configuration is bad" || e.Try != "correct it" {
 			t.Errorf("%s: %+v, want the daemon's error as it is", name, e)
 		}
+	}
+}
+
+func TestExplain(t *testing.T) {
+	d := new(fakeDaemon)
+	c := serve(t, d)
+	k := key.FromSeed([32]byte{1}).Public()
+	n := 0
+	a, err := c.Explain(t.Context(), k, time.Second, func(s Step) error {
+		if s.AfterMS != float64(n) || s.Text != "1s" {
+			t.Errorf("step %d: %+v", n, s)
+		}
+		n++
+		return nil
+	})
+	if err != nil || n != 3 || a.Peer != k || a.State != "connected" || d.peer != k {
+		t.Errorf("Explain: %+v, %v after %d steps", a, err, n)
 	}
 }
 

@@ -185,6 +185,21 @@ func (s *Server) handler() http.Handler {
 			return lines.write(p)
 		}))
 	})
+	mux.HandleFunc("POST /v1/explain", func(w http.ResponseWriter, r *http.Request) {
+		var req waitRequest
+		if err := decode(w, r, &req); err != nil {
+			s.fail(w, err)
+			return
+		}
+		lines := newStream(w)
+		a, err := s.daemon.Explain(r.Context(), req.Peer, time.Duration(req.TimeoutMS)*time.Millisecond, func(step Step) error {
+			return lines.write(step)
+		})
+		if err == nil {
+			err = lines.write(a)
+		}
+		lines.end(err)
+	})
 	mux.HandleFunc("POST /v1/wait", func(w http.ResponseWriter, r *http.Request) {
 		var req waitRequest
 		if err := decode(w, r, &req); err != nil {
@@ -218,7 +233,7 @@ func (s *Server) handler() http.Handler {
 	})
 }
 
-// waitRequest is the body of /v1/wait.
+// waitRequest is the body of /v1/wait and /v1/explain.
 type waitRequest struct {
 	Peer      key.Public `json:"peer"`
 	TimeoutMS int64      `json:"timeout_ms"` // 0: none

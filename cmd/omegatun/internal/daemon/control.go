@@ -44,6 +44,11 @@ func (d *Daemon) Status(context.Context) (*control.Status, error) {
 		}
 	}
 	s.Self.NAT = natWord(info)
+	if r, ok := d.host.RelayStats(); ok {
+		s.Self.Relay = &control.Relay{
+			Clients: r.Clients, Waiting: r.Waiting, Links: r.Links, Paired: r.Paired, Packets: r.Packets, Bytes: r.Bytes,
+		}
+	}
 	s.Self.DHT = control.DHT{Nodes: info.Nodes, Persistent: info.Persistent}
 	if info.Host.IsValid() {
 		s.Self.DHT.Address = netip.AddrPortFrom(info.Host, info.Port)
@@ -63,13 +68,13 @@ func (d *Daemon) Status(context.Context) (*control.Status, error) {
 	}
 	d.mu.Unlock()
 	for i, m := range members {
-		m.describe(&s.Peers[i])
+		d.describe(m, &s.Peers[i])
 	}
 	return s, nil
 }
 
 // describe fills in all of s but the name.
-func (m *member) describe(s *control.PeerStatus) {
+func (d *Daemon) describe(m *member, s *control.PeerStatus) {
 	status, stats := m.session.Status(), m.route.Stats()
 	s.Key = status.Key
 	s.State = control.State(status.State.String())
@@ -95,13 +100,21 @@ func (m *member) describe(s *control.PeerStatus) {
 			s.Dropped[reason] = max(n, s.Dropped[reason])
 		}
 	}
+	if a := status.Announced; a.Version != "" || a.Name != "" || len(a.Addresses) > 0 {
+		s.Announced = &control.Announced{
+			Version: a.Version, Name: a.Name, Addresses: a.Addresses, MTU: a.MTU, Relaying: a.Relaying, Relays: a.Relays,
+		}
+	}
+	if last, ok := lastAttempt(m.session); ok {
+		s.Last = describeAttempt(d.host, d.own, status.Key, withNATs(last, m.session))
+		s.Last.Steps = nil
+	}
 	if status.Path == (session.Path{}) {
 		return
 	}
-	s.Path = &control.Path{
-		Kind: status.Path.Kind.String(), Remote: status.Path.Remote, MTU: cmp.Or(status.MTU, m.route.MTU()),
-		RTTMS: milliseconds(status.RTT),
-	}
+	s.Suite, s.KeyAgeMS = status.Suite, status.KeyAge.Milliseconds()
+	s.Path = describePath(status.Path)
+	s.Path.MTU, s.Path.RTTMS = cmp.Or(status.MTU, m.route.MTU()), milliseconds(status.RTT)
 	if !status.LastAuth.IsZero() {
 		s.Path.LastAuthMS = max(0, time.Since(status.LastAuth).Milliseconds())
 	}

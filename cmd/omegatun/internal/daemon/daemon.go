@@ -16,7 +16,7 @@
 // # Limitations
 //
 //   - Streams that a listed peer opens are accepted and read, but nothing is done with them.
-//   - The IPv4 address of this machine is fixed when it starts; all else can be reloaded.
+//   - The IPv4 address of this machine, and whether it relays, are fixed when it starts; all else can be reloaded.
 package daemon
 
 import (
@@ -41,6 +41,7 @@ import (
 	"omegatun/dht/key"
 	"omegatun/routes"
 	"omegatun/session"
+	"omegatun/session/relay"
 	"omegatun/session/tunnel"
 	"omegatun/tun"
 	"omegatun/tun/hostnet"
@@ -62,6 +63,7 @@ const (
 // Config says how to run. Everything without a default is required.
 type Config struct {
 	Identity  key.Private
+	Version   string                         // of the program, for peers to see; may be empty
 	Name      string                         // of this machine; may be empty
 	Settings  *config.Config                 // as read at the start
 	Reload    func() (*config.Config, error) // reads it again
@@ -298,7 +300,7 @@ func (d *Daemon) openHost(undo *closers) error {
 	if _, ok := d.device.(tun.Large); ok {
 		features |= tunnel.FeatureUnfinished
 	}
-	h, err := Open(session.Config{
+	cfg := session.Config{
 		Features: features,
 		Identity: d.cfg.Identity,
 		Port:     d.settings.Port,
@@ -309,7 +311,11 @@ func (d *Daemon) openHost(undo *closers) error {
 		MTU:      d.mtu,
 		OnMTU:    d.mtuChanged,
 		Logger:   d.log,
-	}, d.cfg.State)
+	}
+	if d.settings.Relay {
+		cfg.Relay = &relay.Config{}
+	}
+	h, err := Open(cfg, d.cfg.State)
 	if err != nil {
 		return err
 	}
@@ -359,6 +365,7 @@ func (d *Daemon) setUpHost(undo *closers) error {
 	d.events.emit(control.Event{
 		Event: "interface", Name: d.device.Name(), MTU: d.mtu, IPv6: d.addr6, IPv4: plan.Self,
 	}, true)
+	d.host.Announce(session.Announced{Version: d.cfg.Version, Name: d.cfg.Name, Addresses: local, MTU: d.mtu})
 	d.apply(nil)
 	d.ready.Store(true)
 	return nil
@@ -374,6 +381,7 @@ func (d *Daemon) listen(ctx context.Context, wg *sync.WaitGroup) error {
 			}
 			return nil
 		},
+		Relay: func(key.Public) bool { return true }, // of those that are admitted
 	})
 	if err != nil {
 		return exit.New(exit.Other, "cannot listen: %w", err)

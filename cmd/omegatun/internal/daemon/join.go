@@ -126,12 +126,12 @@ func Explain(err error) *exit.Error {
 		cause = d.Err
 	}
 	reason := func(code exit.Code) *exit.Error {
-		return &exit.Error{Code: code, Reason: strings.TrimPrefix(cause.Error(), "session: "), Err: err}
+		return &exit.Error{Code: code, Reason: plain(cause.Error()), Err: err}
 	}
 	_, noPath := errors.AsType[*session.NoPathError](err)
 	switch {
 	case noPath:
-		return reason(exit.NoPath).WithTry("omegatun -v up …, for every step")
+		return reason(exit.NoPath).WithTry("omegatun ping <peer> --explain, for every step")
 	case errors.Is(err, session.ErrNotFound):
 		return reason(exit.NotFound).WithTry("is omegatun up on the other machine, and is the key right?")
 	case errors.Is(err, session.ErrNoAnswer):
@@ -146,7 +146,7 @@ func Explain(err error) *exit.Error {
 		return reason(exit.Timeout)
 	}
 	e := exit.From(err)
-	return &exit.Error{Code: e.Code, Reason: strings.TrimPrefix(cause.Error(), "session: "), Try: e.Try, Err: err}
+	return &exit.Error{Code: e.Code, Reason: plain(cause.Error()), Try: e.Try, Err: err}
 }
 
 // natWord says in a word what kind of NAT the machine is behind.

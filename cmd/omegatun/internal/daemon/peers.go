@@ -80,7 +80,9 @@ func (d *Daemon) apply(settings *config.Config) {
 		}
 	}
 	d.notes = nil
+	through := d.settings.Peers.Relays()
 	d.mu.Unlock()
+	d.host.RelayThrough(through)
 
 	var notes []error
 	for _, c := range plan.Conflicts {
