@@ -65,7 +65,7 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 			l.close(err)
 		}
 	}()
-	if l.stream, err = h.mux.NewStream(udx.StreamConfig{Accept: l.acceptStream, OnDone: l.streamDone}); err != nil {
+	if l.stream, err = h.newStream(l); err != nil {
 		return nil, err
 	}
 	initiator, err := noise.NewInitiator(d.local, d.remote)

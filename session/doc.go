@@ -33,6 +33,12 @@
 // The socket of a punched path is shared by all links that use it, and kept for 25 s after the last. Whoever connects to a peer again
 // asks it there first, in one round trip and without the DHT; then the nodes that led to it before, and last the DHT.
 //
+// # Streams that move
+//
+// The stream of a tunnel session follows the tunnel's path. A plain one follows its peer to another address once the peer has proved
+// itself there with a MAC under the keys of the handshake; packets from elsewhere are dropped until then. npm hyperdht has no such
+// thing, and ignores it.
+//
 // # Relays
 //
 // Either side may name a relay in the handshake: one of [Config].RelayThrough, or a listed peer that is connected and offers to relay.

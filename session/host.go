@@ -91,6 +91,7 @@ type Host struct {
 	relayServer *relay.Server // nil: the Host is no relay
 
 	links   sync.Map // receiver index (uint32) → *link
+	streams sync.Map // *link → nil: the plain streams that are up
 	sockets sockets  // of punched paths
 	refused atomic.Uint64
 	dropped atomic.Uint64 // datagrams that belong to nothing
@@ -232,6 +233,7 @@ func (h *Host) NetworkChanged() {
 		l.Refresh()
 	}
 	h.announceChanges()
+	h.announceStreams()
 	now := time.Now()
 	h.eachLink(func(l *link) {
 		l.check(now)

@@ -81,11 +81,13 @@ type link struct {
 
 	mu         sync.Mutex // guards the fields below; taken after Peer.mu; nothing is sent or called under it
 	prober     prober
-	controlled bool   // startControl was called
-	tuning     bool   // runMTU is running
-	checked    bool   // several probes have been sent since unheard, because there is a reason to doubt
-	stale      bool   // the control stream has ended, or keys are overdue: another link should take the place of this one
-	early      *route // where the stream was heard before the remote id was known
+	controlled bool        // startControl was called
+	tuning     bool        // runMTU is running
+	checked    bool        // several probes have been sent since unheard, because there is a reason to doubt
+	stale      bool        // the control stream has ended, or keys are overdue: another link should take the place of this one
+	challenges []challenge // that may still be answered
+	challenged time.Time   // when the last was sent
+	early      *route      // where the stream was heard before the remote id was known
 	isUp       bool
 	upAt       time.Time
 	closed     bool
@@ -223,6 +225,7 @@ func (l *link) close(cause error) {
 	close(l.done)
 	l.mu.Unlock()
 
+	l.host.streams.Delete(l)
 	if l.index != 0 {
 		l.host.links.Delete(l.index)
 	}

@@ -66,6 +66,13 @@ func (l *link) backToRelay(r *route) {
 	}
 }
 
+// newStream makes the stream of a link.
+func (h *Host) newStream(l *link) (*udx.Stream, error) {
+	return h.mux.NewStream(udx.StreamConfig{
+		Accept: l.acceptStream, OnMessage: l.pathMessage, OnStray: l.strayPacket, OnDone: l.streamDone,
+	})
+}
+
 // secureStream starts the encrypted stream. The link is up once the peer has been heard on it, and ends with it.
 func (l *link) secureStream() {
 	c := secretstream.New(l.stream, secretstream.Config{
@@ -111,6 +118,11 @@ func (l *link) acceptStream(s udx.Socket, from netip.AddrPort) bool {
 	if l.epoch != nil {
 		return l.acceptControl(sock, from)
 	}
+	if isClosed(l.up) {
+		if cur := l.cur.Load(); cur.kind != PathRelay && !cur.is(sock, from) {
+			return false // see strayPacket
+		}
+	}
 	l.offerStream(sock, from, kindOf(from.Addr()))
 	return true
 }
@@ -123,6 +135,7 @@ func (l *link) streamUp() {
 		l.isUp, l.upAt = true, time.Now()
 		close(l.up)
 		l.noteDirectLocked(l.cur.Load())
+		l.host.streams.Store(l, nil)
 	}
 	l.mu.Unlock()
 }

@@ -273,7 +273,7 @@ func (l *Listener) shake(s *slot, req *dht.HandshakeRequest) (lk *link, msg []by
 			lk = nil
 		}
 	}()
-	if lk.stream, err = h.mux.NewStream(udx.StreamConfig{Accept: lk.acceptStream, OnDone: lk.streamDone}); err != nil {
+	if lk.stream, err = h.newStream(lk); err != nil {
 		return lk, nil, nil
 	}
 	ours := h.payload(lk)

@@ -29,6 +29,11 @@ type StreamConfig struct {
 	// Accept. A call may still be under way when Close or Reset returns. Nil: messages are dropped.
 	OnMessage func(b []byte)
 
+	// OnStray is told of each packet that is not handled because Accept refused it: message is what it carries if it
+	// is an unordered message, possibly empty, and nil otherwise; it must not be kept. It is called like Accept. Nil:
+	// nobody is told.
+	OnStray func(s Socket, from netip.AddrPort, message []byte)
+
 	// OnDone is called once, after Done was closed, in a goroutine of its own that Mux.Close waits for. Nil: nobody is told.
 	OnDone func()
 
@@ -55,6 +60,7 @@ type Stream struct {
 	id        ID
 	accept    func(Socket, netip.AddrPort) bool
 	onMessage func([]byte)
+	onStray   func(Socket, netip.AddrPort, []byte)
 	onDone    func()
 	done      chan struct{} // closed when the stream is done
 
@@ -90,7 +96,7 @@ var _ net.Conn = (*Stream)(nil)
 
 func newStream(m *Mux, cfg StreamConfig) *Stream {
 	s := &Stream{
-		mux: m, id: cfg.ID, accept: cfg.Accept, onMessage: cfg.OnMessage, onDone: cfg.OnDone,
+		mux: m, id: cfg.ID, accept: cfg.Accept, onMessage: cfg.OnMessage, onStray: cfg.OnStray, onDone: cfg.OnDone,
 		done:   make(chan struct{}),
 		sender: newSender(),
 	}

@@ -7,7 +7,13 @@ func (s *Stream) receive(sock Socket, h Header, rest []byte, from netip.AddrPort
 	s.mu.Lock()
 	if !s.knowsLocked(sock, from) && !s.finished {
 		s.mu.Unlock()
-		if s.accept == nil || from.Port() == 0 || !s.accept(sock, from) {
+		if from.Port() == 0 {
+			return
+		}
+		if s.accept == nil || !s.accept(sock, from) {
+			if s.onStray != nil {
+				s.onStray(sock, from, strayMessage(h, rest))
+			}
 			return
 		}
 		s.mu.Lock()
@@ -21,6 +27,14 @@ func (s *Stream) receive(sock Socket, h Header, rest []byte, from netip.AddrPort
 	if deliver && s.onMessage != nil {
 		s.onMessage(message)
 	}
+}
+
+// strayMessage returns the unordered message that a packet carries, nil if it is another kind of packet.
+func strayMessage(h Header, rest []byte) []byte {
+	if h.Flags&FlagMessage == 0 || h.Flags&FlagHeartbeat != 0 || int(h.Offset) > len(rest) {
+		return nil
+	}
+	return rest[h.Offset:]
 }
 
 // handleLocked does what a packet asks for. The message it returns is to be delivered without the lock.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"sync"
 	"syscall"
 	"time"
@@ -243,27 +244,34 @@ func (s *Stream) tick() {
 // SendMessage sends b as an unordered message, at once and once: it may be lost, doubled, or overtaken, and is not
 // held back when the network is full. It does not keep b. A message that exceeds what the path carries, which Stats
 // tells (MTU less 48 bytes over IPv4), is lost without notice; ErrTooLong is returned for more than 2,028 bytes.
-func (s *Stream) SendMessage(b []byte) error {
+func (s *Stream) SendMessage(b []byte) error { return s.sendMessage(b, path{}) }
+
+// SendMessageTo is [Stream.SendMessage] to another address than that of the stream's path, which it does not change.
+func (s *Stream) SendMessageTo(sock Socket, remote netip.AddrPort, b []byte) error {
+	return s.sendMessage(b, path{sock: sock, addr: unmap(remote)})
+}
+
+func (s *Stream) sendMessage(b []byte, to path) error {
 	if len(b) > maxMessage {
 		return s.opError("send message", ErrTooLong)
 	}
 	buf := datagrams.Get().(*[maxDatagram]byte)
 	defer datagrams.Put(buf)
 	n := copy(buf[HeaderSize:], b)
-	return s.sendNow("send message", FlagMessage, buf[:HeaderSize+n])
+	return s.sendNow("send message", FlagMessage, buf[:HeaderSize+n], to)
 }
 
 // Heartbeat sends a packet that only asks for an acknowledgement. It shows the path to NATs and relays.
 func (s *Stream) Heartbeat() error {
 	buf := datagrams.Get().(*[maxDatagram]byte)
 	defer datagrams.Put(buf)
-	return s.sendNow("heartbeat", FlagHeartbeat, buf[:HeaderSize])
+	return s.sendNow("heartbeat", FlagHeartbeat, buf[:HeaderSize], path{})
 }
 
 var datagrams = sync.Pool{New: func() any { return new([maxDatagram]byte) }} //nolint:gochecknoglobals // a cache
 
-// sendNow sends a datagram whose header is missing.
-func (s *Stream) sendNow(op string, flags Flags, b []byte) error {
+// sendNow sends a datagram whose header is missing over the stream's path, or to another place.
+func (s *Stream) sendNow(op string, flags Flags, b []byte, to path) error {
 	s.mu.Lock()
 	if s.finished || s.closing {
 		err := s.closedErrLocked()
@@ -275,7 +283,9 @@ func (s *Stream) sendNow(op string, flags Flags, b []byte) error {
 		return s.opError(op, ErrNotConnected)
 	}
 	s.headerLocked(flags, s.sender.next).put(b)
-	to := s.path
+	if to.sock == nil {
+		to = s.path
+	}
 	s.mu.Unlock()
 	if err := to.sock.Send(b, to.addr); err != nil {
 		return fmt.Errorf("udx: %s: %w", op, err)

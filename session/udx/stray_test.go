@@ -1,0 +1,79 @@
+package udx
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestStrays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(1)
+		var got []string
+		hear := StreamConfig{
+			Accept: func(Socket, netip.AddrPort) bool { return false },
+			OnStray: func(_ Socket, from netip.AddrPort, message []byte) {
+				got = append(got, fmt.Sprintf("%v %t %q", from, message == nil, message))
+			},
+			OnMessage: func(b []byte) { got = append(got, fmt.Sprintf("message %q", b)) },
+		}
+		a, b := pairConfig(t, n, lan, lan, StreamConfig{}, hear)
+		home, away := a.path, n.port("192.0.2.3:3", NewMux(Config{}), lan)
+		time.Sleep(time.Second)
+
+		for _, err := range []error{
+			a.SendMessage([]byte("from home")),
+			a.SendMessageTo(away, home.addr, []byte("from elsewhere")),
+			a.SendMessageTo(away, home.addr, []byte{}),
+			a.ChangeRemote(away, home.addr, home.id),
+			a.Heartbeat(),
+		} {
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		time.Sleep(time.Second)
+		want := []string{
+			`message "from home"`, `192.0.2.3:3 false "from elsewhere"`, `192.0.2.3:3 false ""`, `192.0.2.3:3 true ""`,
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+		wantErr(t, "a long message", a.SendMessageTo(away, home.addr, make([]byte, maxMessage+1)), ErrTooLong)
+		if b.RemoteAddr().(Addr).AddrPort == away.addr {
+			t.Error("the stream moved by itself")
+		}
+	})
+}
+
+func TestOnDone(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		end  func(a, b *Stream)
+	}{
+		{"closed by both", func(a, b *Stream) { a.Close(); b.Close() }},
+		{"reset", func(a, _ *Stream) { a.Reset(nil) }},
+		{"reset by the peer", func(_, b *Stream) { b.Reset(nil) }},
+		{"reset twice", func(a, b *Stream) { b.Reset(nil); a.Reset(nil); a.Close() }},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				done := 0
+				a, b := pairConfig(t, newNetwork(1), lan, lan, StreamConfig{OnDone: func() { done++ }}, StreamConfig{})
+				time.Sleep(time.Second)
+				if done != 0 {
+					t.Error("done before the end")
+				}
+				row.end(a, b)
+				time.Sleep(time.Minute)
+				if done != 1 {
+					t.Errorf("OnDone was called %d times, want once", done)
+				}
+				b.Reset(nil)
+			})
+		})
+	}
+}
