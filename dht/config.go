@@ -15,6 +15,16 @@ type Socket interface {
 	LocalAddr() netip.AddrPort
 }
 
+// BatchSocket is a Socket that can send several datagrams with fewer system calls. A node uses it for what it has to
+// send at a time: the requests of one step of a query, and the answers to a [Burst].
+type BatchSocket interface {
+	Socket
+	// SendTo sends b[i] to to[i] for each i, in that order; both have the same length. The datagrams are independent
+	// of each other: if one cannot be sent, the others are all the same, and the first error is returned. It must not
+	// block for long, and must not keep either slice or what they hold.
+	SendTo(b [][]byte, to []netip.AddrPort) error
+}
+
 // Mode says whether a node lends itself to the network.
 type Mode uint8
 

@@ -95,7 +95,7 @@ func (l *lookup) addTable(now time.Time) {
 		}
 		nodes := make([]contact, len(known))
 		for i, m := range known {
-			nodes[i] = contact{id: m.id, addr: m.addr}
+			nodes[i] = contact{id: m.id, addr: m.addr()}
 		}
 		l.start(nodes)
 	}

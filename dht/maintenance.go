@@ -155,7 +155,7 @@ func (n *Node) heardRequest(now time.Time, in *incoming) {
 // heard refreshes what the table says of a member, or adds it. It returns nil if there is no room.
 func (n *Node) heard(now time.Time, c contact) *node {
 	if m := n.table.get(c.id); m != nil {
-		m.pinged, m.seen = n.tick, n.tick
+		m.pinged = int32(n.tick)
 		n.table.heard(m)
 		return m
 	}
@@ -193,14 +193,14 @@ func (n *Node) rowFull(now time.Time, c contact) {
 	}
 	var oldest *node
 	for _, m := range n.table.row(row) {
-		if m.pinged == n.tick {
+		if int(m.pinged) == n.tick {
 			continue
 		}
 		if oldest == nil || m.pinged < oldest.pinged || m.pinged == oldest.pinged && m.added < oldest.added {
 			oldest = m
 		}
 	}
-	if oldest == nil || n.tick-oldest.pinged < recentTicks && n.tick-oldest.added > oldTicks {
+	if oldest == nil || n.tick-int(oldest.pinged) < recentTicks && n.tick-int(oldest.added) > oldTicks {
 		return
 	}
 	n.repings++
@@ -230,17 +230,17 @@ func (n *Node) drop(m *node) {
 		return
 	}
 	n.table.remove(m)
-	n.former = slices.DeleteFunc(n.former, func(a netip.AddrPort) bool { return a == m.addr })
+	n.former = slices.DeleteFunc(n.former, func(a netip.AddrPort) bool { return a == m.addr() })
 	if len(n.former) >= bucketSize {
 		n.former = slices.Delete(n.former, 0, 1)
 	}
-	n.former = append(n.former, m.addr)
+	n.former = append(n.former, m.addr())
 }
 
 // pingNode pings m and reports whether it answered as the member that it was.
 func (n *Node) pingNode(now time.Time, m *node, done func(now time.Time, alive bool)) {
-	m.pinged = n.tick
-	spec := callSpec{to: m.addr, command: cmdPing, retries: defaultRetries}
+	m.pinged = int32(n.tick)
+	spec := callSpec{to: m.addr(), command: cmdPing, retries: defaultRetries}
 	n.call(now, spec, func(now time.Time, a *answer, err error) {
 		if halted(err) {
 			return
@@ -260,10 +260,10 @@ func (n *Node) pingSome(now time.Time) {
 		n.refresh(now)
 		return
 	}
-	if n.tick-m.pinged < recentTicks {
+	if n.tick-int(m.pinged) < recentTicks {
 		count = 2
 	}
-	for ; m != nil && count > 0 && m.pinged != n.tick; count-- {
+	for ; m != nil && count > 0 && int(m.pinged) != n.tick; count-- {
 		newer := m.newer
 		n.check(now, m)
 		m = newer

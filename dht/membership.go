@@ -107,7 +107,7 @@ func (n *Node) checkNetwork(now time.Time, onlyFirewall bool, done func(now time
 func (n *Node) probe(now time.Time, done func(now time.Time, ok bool, at natSampler)) {
 	var nodes []netip.AddrPort
 	for m := n.table.latest; m != nil && len(nodes) < probeNodes; m = m.older {
-		nodes = append(nodes, m.addr)
+		nodes = append(nodes, m.addr())
 	}
 	if len(nodes) < probeNodes {
 		nodes = append(nodes, n.knownBootstraps(now)...)

@@ -33,8 +33,10 @@ type handshakeMessage struct {
 	relay netip.AddrPort // the relay to answer, or to go through. Invalid: absent
 }
 
-func (m handshakeMessage) encode() []byte {
-	b := []byte{addrFlags(m.peer, m.relay)}
+func (m handshakeMessage) encode() []byte { return m.append(nil) }
+
+func (m handshakeMessage) append(b []byte) []byte {
+	b = append(b, addrFlags(m.peer, m.relay))
 	b = compact.AppendUint(b, uint64(m.mode))
 	b = compact.AppendBuffer(b, m.noise)
 	return appendPresent(b, m.peer, m.relay)
@@ -67,8 +69,10 @@ type holepunchMessage struct {
 	peer    netip.AddrPort // whom to forward to; then who asked; in a reply the server. Invalid: absent
 }
 
-func (m holepunchMessage) encode() []byte {
-	b := []byte{addrFlags(m.peer)}
+func (m holepunchMessage) encode() []byte { return m.append(nil) }
+
+func (m holepunchMessage) append(b []byte) []byte {
+	b = append(b, addrFlags(m.peer))
 	b = compact.AppendUint(b, uint64(m.mode))
 	b = compact.AppendUint(b, m.id)
 	b = compact.AppendBuffer(b, m.payload)

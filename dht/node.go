@@ -39,7 +39,7 @@ type Node struct {
 	mu        sync.Mutex // guards the fields below
 	closed    bool
 	suspended bool
-	out       []effect  // what to do once mu is free
+	out       *outbox   // what to do once mu is free; nil: nothing
 	alarms    alarms    // what to do later
 	armed     time.Time // when the timer rings; zero: it does not
 	changes   chan struct{}
@@ -73,14 +73,6 @@ type Node struct {
 	delayed  int // pings to be answered later
 
 	stats Stats // but for what is counted above
-}
-
-// effect is something to do once the node's mutex is free: send a datagram, or call.
-type effect struct {
-	sock Socket
-	to   netip.AddrPort
-	b    []byte
-	call func()
 }
 
 // New starts a node, which begins to look for the network at once. The caller hands it what the sockets receive
@@ -231,26 +223,15 @@ func (n *Node) unlock() {
 	n.out = nil
 	n.arm()
 	n.mu.Unlock()
-	for _, e := range out {
-		if e.call != nil {
-			e.call()
-			continue
-		}
-		if err := e.sock.Send(e.b, e.to); err != nil {
-			n.log.Debug("datagram not sent", "to", e.to, "err", err)
-		}
+	if out != nil {
+		out.do(n.notSent)
+		outboxes.Put(out)
 	}
 }
 
-// sendLater sends b from s once the mutex is free.
-func (n *Node) sendLater(s Socket, b []byte, to netip.AddrPort) {
-	n.stats.Sent++
-	n.stats.SentBytes += uint64(len(b))
-	n.out = append(n.out, effect{sock: s, to: to, b: b})
+func (n *Node) notSent(to netip.AddrPort, err error) {
+	n.log.Debug("datagram not sent", "to", to, "err", err)
 }
-
-// callLater calls f once the mutex is free.
-func (n *Node) callLater(f func()) { n.out = append(n.out, effect{call: f}) }
 
 // arm sets the timer to the first alarm.
 func (n *Node) arm() {
@@ -402,7 +383,7 @@ func (n *Node) RecentNodes(limit int) []netip.AddrPort {
 	defer n.mu.Unlock()
 	nodes := make([]netip.AddrPort, 0, max(0, min(limit, n.table.n)))
 	for m := n.table.latest; m != nil && len(nodes) < limit; m = m.older {
-		nodes = append(nodes, m.addr)
+		nodes = append(nodes, m.addr())
 	}
 	return nodes
 }
@@ -414,7 +395,7 @@ func (n *Node) Nodes() []Contact {
 	defer n.mu.Unlock()
 	nodes := make([]Contact, 0, n.table.n)
 	for m := n.table.latest; m != nil; m = m.older {
-		nodes = append(nodes, Contact{ID: m.id, Addr: m.addr})
+		nodes = append(nodes, Contact{ID: m.id, Addr: m.addr()})
 	}
 	return nodes
 }

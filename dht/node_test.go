@@ -386,7 +386,7 @@ func TestLargeNetworkFillsRowsAndSwapsDeadNodes(t *testing.T) {
 		}
 		// Half of the row dies, and new nodes come.
 		for _, m := range row[:10] {
-			w.cut(m.addr.Addr(), true)
+			w.cut(m.addr().Addr(), true)
 		}
 		time.Sleep(2 * time.Minute)
 		for range 30 {
@@ -400,7 +400,7 @@ func TestLargeNetworkFillsRowsAndSwapsDeadNodes(t *testing.T) {
 		}
 		for _, m := range row[:10] {
 			if first.table.get(m.id) == m {
-				t.Errorf("dead node %v is still there", m.addr)
+				t.Errorf("dead node %v is still there", m.addr())
 			}
 		}
 	})

@@ -1,6 +1,8 @@
 package dht
 
 import (
+	"cmp"
+	"encoding/binary"
 	"net/netip"
 
 	"omegatun/dht/compact"
@@ -19,9 +21,11 @@ func closerTo(target, a, b key.Target) bool { return compareDistance(target, a, 
 
 // compareDistance orders a and b by their XOR distance from target.
 func compareDistance(target, a, b key.Target) int {
-	for i, t := range target {
-		if a[i] != b[i] {
-			return int(t^a[i]) - int(t^b[i])
+	for i := 0; i < len(target); i += 8 {
+		x, y := binary.BigEndian.Uint64(a[i:]), binary.BigEndian.Uint64(b[i:])
+		if x != y {
+			t := binary.BigEndian.Uint64(target[i:])
+			return cmp.Compare(t^x, t^y)
 		}
 	}
 	return 0

@@ -45,7 +45,7 @@ func TestRowsAreNotCrowded(t *testing.T) {
 	}
 	for i := range bucketSize { // one network fills a row that nobody else wants
 		n := at("66.1.1.1:1")
-		n.added = i
+		n.added = int32(i)
 		if !tab.add(n) {
 			t.Fatalf("node %d has no place", i)
 		}
@@ -63,8 +63,8 @@ func TestRowsAreNotCrowded(t *testing.T) {
 	if tab.add(at("88.1.1.1:1")) {
 		t.Error("a row without crowds made room")
 	}
-	if left := tab.row(0); len(left) != bucketSize || tab.oldest.added != 0 || tab.oldest.addr.String() != "66.1.1.1:1" {
-		t.Errorf("%d nodes, the oldest %v: the first should have stayed", len(left), tab.oldest.addr)
+	if left := tab.row(0); len(left) != bucketSize || tab.oldest.added != 0 || tab.oldest.addr().String() != "66.1.1.1:1" {
+		t.Errorf("%d nodes, the oldest %v: the first should have stayed", len(left), tab.oldest.addr())
 	}
 	for i := range bucketSize { // where addresses are not scarce there are no crowds
 		tab.remove(tab.row(0)[0])
@@ -93,7 +93,7 @@ func TestAnswersAreNotCrowded(t *testing.T) {
 			t.Error("not nearest first")
 		}
 		for _, n := range list {
-			if n.addr.Addr().As4()[0] == 66 {
+			if n.addr().Addr().As4()[0] == 66 {
 				bad++
 			}
 		}

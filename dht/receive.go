@@ -12,7 +12,8 @@ import (
 // that it receives at the address it sends from. See the package comment for what cannot be kept to it.
 const maxAmplification = 3
 
-// incoming is a request of another node.
+// incoming is a request of another node. It is the outbox's, and valid while the request is being handled; whoever
+// needs it later keeps a copy.
 type incoming struct {
 	request
 	sock     Socket
@@ -22,46 +23,68 @@ type incoming struct {
 }
 
 // Receive takes in a datagram that starts with byte 0x03 or 0x13, from whichever socket of the program it
-// arrived on; anything else is ignored. It does not keep b, and does not wait.
+// arrived on; anything else is ignored. It does not keep b, and does not wait. For datagrams that came together a
+// [Burst] is cheaper.
 func (n *Node) Receive(s Socket, b []byte, from netip.AddrPort) {
-	from = unmap(from)
-	if len(b) < 2 || !usable(from) {
+	if !isPacket(b, from) {
 		return
 	}
-	switch b[0] {
-	case requestByte:
-		r, err := parseRequest(b)
-		if err != nil {
-			return
-		}
-		r.id = checkID(r.id, from)
-		n.do(func(now time.Time) {
-			n.stats.received(len(b))
-			if !n.closed && !n.suspended {
-				n.handleRequest(now, &incoming{request: r, sock: s, from: from, size: len(b)})
-			}
-		})
-	case responseByte:
+	n.mu.Lock()
+	n.receive(n.clock.Now(), s, b, unmap(from))
+	n.unlock()
+}
+
+// isPacket reports whether a datagram from the given address may be a packet of the protocol.
+func isPacket(b []byte, from netip.AddrPort) bool {
+	return len(b) >= 2 && (b[0] == requestByte || b[0] == responseByte) && usable(unmap(from))
+}
+
+// receive takes in a packet.
+func (n *Node) receive(now time.Time, s Socket, b []byte, from netip.AddrPort) {
+	if b[0] == responseByte {
 		r, err := parseResponse(b)
 		if err != nil {
 			return
 		}
-		r.id = checkID(r.id, from)
-		n.do(func(now time.Time) {
-			n.stats.received(len(b))
-			if !n.closed && !n.suspended {
-				n.handleResponse(now, s, from, &r)
-			}
-		})
+		n.stats.received(len(b))
+		if !n.closed && !n.suspended {
+			r.id = n.checkID(r.id, from)
+			n.handleResponse(now, s, from, &r)
+		}
+		return
+	}
+	r, err := parseRequest(b)
+	if err != nil {
+		return
+	}
+	n.stats.received(len(b))
+	if !n.closed && !n.suspended {
+		r.id = n.checkID(r.id, from)
+		in := &n.box().in
+		*in = incoming{request: r, sock: s, from: from, size: len(b)}
+		n.handleRequest(now, in)
 	}
 }
 
 // checkID returns id if it is that of a node at from, else none.
-func checkID(id optional[key.Target], from netip.AddrPort) optional[key.Target] {
-	if id.set && id.v != NodeID(from) {
+func (n *Node) checkID(id optional[key.Target], from netip.AddrPort) optional[key.Target] {
+	if !id.set {
+		return id
+	}
+	if m := n.table.get(id.v); m != nil && m.addr() == from {
+		return id // it was checked when it entered the table
+	}
+	if id.v != NodeID(from) {
 		return optional[key.Target]{}
 	}
 	return id
+}
+
+// kept returns a copy that may be kept, without the value, which belongs to the datagram.
+func (in *incoming) kept() *incoming {
+	c := *in
+	c.value = nil
+	return &c
 }
 
 const (
@@ -184,18 +207,20 @@ func (n *Node) respond(now time.Time, in *incoming, r response, parts replyParts
 		if !in.verified { // a count and six bytes a node
 			limit = min(limit, (maxAmplification*in.size-size-1)/6)
 		}
-		closest := n.table.closest(in.target.v, max(0, limit))
-		r.closer = make([]netip.AddrPort, len(closest))
-		for i, m := range closest {
-			r.closer[i] = m.addr
+		o := n.box()
+		o.nodes = n.table.appendClosest(o.nodes[:0], in.target.v, max(0, limit))
+		o.closer = o.closer[:0]
+		for _, m := range o.nodes {
+			o.closer = append(o.closer, m.addr())
 		}
+		r.closer = o.closer
 	}
 	if excess := size - maxAmplification*in.size; excess > 0 && !in.verified && r.value != nil {
 		if !n.store.excess.allow(in.from.Addr(), float64(excess), now) {
 			return
 		}
 	}
-	n.sendLater(in.sock, r.append(make([]byte, 0, size+1+6*len(r.closer))), in.from)
+	n.sendResponse(in.sock, &r, in.from)
 }
 
 // handlePingNAT answers to another port of the requester's host: can it be reached there?
@@ -218,8 +243,8 @@ func (n *Node) handleDownHint(now time.Time, in *incoming) {
 	}
 	if n.checks < maxChecks {
 		m := n.table.get(key.Hash(in.value[:6]))
-		if m != nil && (m.pinged < n.tick || m.hints == 0) {
-			m.hints++
+		if m != nil && (int(m.pinged) < n.tick || m.hints == 0) {
+			m.hints += min(1, 255-m.hints)
 			n.check(now, m)
 		}
 	}
@@ -242,7 +267,7 @@ func (n *Node) handleDelayedPing(now time.Time, in *incoming) {
 	if delay > maxPingDelay || n.delayed >= maxDelayed {
 		return
 	}
-	in.value = nil // it belongs to the datagram
+	in = in.kept()
 	n.delayed++
 	n.alarms.set(&alarm{}, now.Add(delay), func(now time.Time) {
 		n.delayed--

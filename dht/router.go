@@ -64,7 +64,7 @@ func (n *Node) passOn(now time.Time, in *incoming, to netip.AddrPort, value []by
 	}
 	n.stats.Forwarded++
 	r := request{tid: in.tid, to: to, id: n.idFor(in.sock), command: in.command, target: in.target, value: value}
-	n.sendLater(in.sock, r.append(make([]byte, 0, 160+len(value))), to)
+	n.sendRequest(in.sock, &r, to)
 }
 
 // handPeer answers the client at peer, whose request came back as in, with value.
@@ -74,7 +74,7 @@ func (n *Node) handPeer(now time.Time, in *incoming, peer netip.AddrPort, value 
 	}
 	n.stats.Forwarded++
 	r := response{tid: in.tid, to: peer, id: n.idFor(in.sock), value: value}
-	n.sendLater(in.sock, r.append(make([]byte, 0, 64+len(value))), peer)
+	n.sendResponse(in.sock, &r, peer)
 }
 
 // handlePeerHandshake passes a handshake to our server, or on to where the server or the client can be reached.
@@ -98,15 +98,15 @@ func (n *Node) handlePeerHandshake(now time.Time, in *incoming) {
 			n.reply(now, in, nil, withCloser) // nearer nodes may know
 			return
 		}
-		n.passOn(now, in, to, handshakeMessage{mode: fromRelay, noise: m.noise, peer: in.from}.encode())
+		n.passOn(now, in, to, n.scratch(handshakeMessage{mode: fromRelay, noise: m.noise, peer: in.from}.append))
 	case fromRelay:
 		if known && usable(m.peer) {
 			next := handshakeMessage{mode: fromSecondRelay, noise: m.noise, peer: m.peer, relay: in.from}
-			n.passOn(now, in, way, next.encode())
+			n.passOn(now, in, way, n.scratch(next.append))
 		}
 	case fromServer:
 		last := handshakeMessage{mode: toClient, noise: m.noise, peer: in.from}
-		n.handPeer(now, in, m.peer, last.encode())
+		n.handPeer(now, in, m.peer, n.scratch(last.append))
 	case fromSecondRelay, toClient: // not for us
 	}
 }
@@ -125,14 +125,14 @@ func (n *Node) handlePeerHolepunch(now time.Time, in *incoming) {
 			to, _ = n.router.way(in.target, now)
 		}
 		next := holepunchMessage{mode: fromRelay, id: m.id, payload: m.payload, peer: in.from}
-		n.passOn(now, in, to, next.encode())
+		n.passOn(now, in, to, n.scratch(next.append))
 	case fromRelay:
 		if a := n.router.server(in.target); a != nil && usable(m.peer) {
 			n.holepunchForUs(a, in, &m)
 		}
 	case fromServer:
 		last := holepunchMessage{mode: toClient, id: m.id, payload: m.payload, peer: in.from}
-		n.handPeer(now, in, m.peer, last.encode())
+		n.handPeer(now, in, m.peer, n.scratch(last.append))
 	case fromSecondRelay, toClient: // not for us
 	}
 }
@@ -160,7 +160,7 @@ type HandshakeRequest struct {
 func (n *Node) handshakeForUs(a *Announcement, in *incoming, m *handshakeMessage) {
 	r := &HandshakeRequest{
 		Noise: bytes.Clone(m.noise), Client: m.peer, From: in.from, To: in.to, Socket: in.sock,
-		n: n, in: in, mode: m.mode, relay: in.from,
+		n: n, in: in.kept(), mode: m.mode, relay: in.from,
 	}
 	switch m.mode {
 	case fromClient:
@@ -174,7 +174,6 @@ func (n *Node) handshakeForUs(a *Announcement, in *incoming, m *handshakeMessage
 	if !usable(r.Client) || !usable(r.relay) {
 		return
 	}
-	in.value = nil // it belongs to the datagram
 	n.callLater(func() { a.server.HandleHandshake(r) })
 }
 
@@ -209,9 +208,8 @@ type HolepunchRequest struct {
 func (n *Node) holepunchForUs(a *Announcement, in *incoming, m *holepunchMessage) {
 	r := &HolepunchRequest{
 		ID: m.id, Payload: bytes.Clone(m.payload), Peer: m.peer, From: in.from, To: in.to, Socket: in.sock,
-		n: n, in: in,
+		n: n, in: in.kept(),
 	}
-	in.value = nil // it belongs to the datagram
 	n.callLater(func() { a.server.HandleHolepunch(r) })
 }
 

@@ -1,6 +1,9 @@
 package dht
 
 import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
 	"math/bits"
 	"math/rand/v2"
 	"net/netip"
@@ -15,22 +18,27 @@ const (
 	rows       = 256
 )
 
-// node is a member of the network that the routing table knows. Times are in ticks.
+// node is a member of the network that the routing table knows. There are many, so it is small: 64 bytes.
 type node struct {
-	id    key.Target
-	addr  netip.AddrPort
-	place place
+	id   key.Target
+	ip   [4]byte
+	port uint16
 
-	added  int // when it entered the table
-	pinged int // when it was last asked, or heard from
-	seen   int // when it was last heard from
-	hints  int // how often others said that it is down
+	hints    uint8 // how often others said that it is down, at most 255
+	answered bool  // it answered a request of ours, so it does receive at its address
 
-	answered bool // it answered a request of ours, so it does receive at its address
+	added  int32 // the tick in which it entered the table
+	pinged int32 // the tick in which it was last asked, or heard from
 
 	// In the order of being heard from; nil at the ends, and both if the node is not in the table.
 	older, newer *node
 }
+
+// addr returns the node's address.
+func (n *node) addr() netip.AddrPort { return netip.AddrPortFrom(netip.AddrFrom4(n.ip), n.port) }
+
+// place returns the node's place.
+func (n *node) place() place { return placeOf(netip.AddrFrom4(n.ip)) }
 
 // table is a Kademlia routing table: one row of nodes per length of the prefix that their ids share with our
 // own, each at most bucketSize long; and the same nodes in the order in which they were last heard from. In a
@@ -42,17 +50,15 @@ type table struct {
 	rows           [][]*node // by prefix length, as far as needed; each sorted by id
 	n              int
 	oldest, latest *node
-
-	found, chosen []*node // closest works here, so that it need not allocate
 }
 
 func newTable(own key.Target) *table { return &table{own: own} }
 
 // prefixLen returns how many leading bits a and b share, at most 255.
 func prefixLen(a, b key.Target) int {
-	for i := range a {
-		if x := a[i] ^ b[i]; x != 0 {
-			return i*8 + bits.LeadingZeros8(x)
+	for i := 0; i < len(a); i += 8 {
+		if x := binary.BigEndian.Uint64(a[i:]) ^ binary.BigEndian.Uint64(b[i:]); x != 0 {
+			return i*8 + bits.LeadingZeros64(x)
 		}
 	}
 	return rows - 1
@@ -70,7 +76,7 @@ func (t *table) row(i int) []*node {
 func (t *table) find(id key.Target) (row, at int, found bool) {
 	row = prefixLen(t.own, id)
 	at, found = slices.BinarySearchFunc(t.row(row), id, func(n *node, id key.Target) int {
-		return slices.Compare(n.id[:], id[:])
+		return bytes.Compare(n.id[:], id[:])
 	})
 	return row, at, found
 }
@@ -83,9 +89,9 @@ func (t *table) get(id key.Target) *node {
 	return nil
 }
 
-// newNode returns a node for the table, heard from in the given tick.
+// newNode returns a node for the table, heard from in the given tick. c is at an IPv4 address.
 func newNode(c contact, tick int) *node {
-	return &node{id: c.id, addr: c.addr, place: placeOf(c.addr.Addr()), added: tick, pinged: tick, seen: tick}
+	return &node{id: c.id, ip: c.addr.Addr().As4(), port: c.addr.Port(), added: int32(tick), pinged: int32(tick)}
 }
 
 // add puts n into the table as the latest node heard from. It returns false if the row of n is full or n is
@@ -96,7 +102,7 @@ func (t *table) add(n *node) bool {
 		return false
 	}
 	if len(t.row(row)) >= bucketSize {
-		surplus := t.surplus(row, n.place)
+		surplus := t.surplus(row, n.place())
 		if surplus == nil {
 			return false
 		}
@@ -116,7 +122,7 @@ func (t *table) add(n *node) bool {
 func (t *table) crowded(row int, p place) bool {
 	var n tally
 	for _, m := range t.row(row) {
-		n.count(p, m.place)
+		n.count(p, m.place())
 	}
 	return n.full()
 }
@@ -131,7 +137,7 @@ func (t *table) surplus(row int, p place) *node {
 	for _, m := range t.row(row) {
 		var n tally
 		for _, o := range t.row(row) {
-			n.count(m.place, o.place)
+			n.count(m.place(), o.place())
 		}
 		if n.over() && (latest == nil || m.added >= latest.added) {
 			latest = m
@@ -184,30 +190,72 @@ func (t *table) unlink(n *node) {
 	n.older, n.newer = nil, nil
 }
 
+// ranked is a node and how far it is from a target, as far as 64 bits tell.
+type ranked struct {
+	distance uint64
+	*node
+}
+
+// order compares a and b by their XOR distance from target.
+func (a ranked) order(b ranked, target *key.Target) int {
+	if a.distance != b.distance {
+		return cmp.Compare(a.distance, b.distance)
+	}
+	return compareDistance(*target, a.id, b.id)
+}
+
+// sortRanked sorts list by the distance from target. Mostly it is a row of the table, which is short.
+func sortRanked(list []ranked, target *key.Target) {
+	if len(list) > bucketSize {
+		slices.SortFunc(list, func(a, b ranked) int { return a.order(b, target) })
+		return
+	}
+	for i, r := range list {
+		for ; i > 0 && r.order(list[i-1], target) < 0; i-- {
+			list[i] = list[i-1]
+		}
+		list[i] = r
+	}
+}
+
 // closest returns up to limit nodes in the order of their distance from target, nearest first. If it knows more
-// nodes than that, those of crowded hosts and networks are left out, see [hostLimit]. The result is valid until the
-// next call.
+// nodes than that, those of crowded hosts and networks are left out, see [hostLimit].
+func (t *table) closest(target key.Target, limit int) []*node {
+	return t.appendClosest(nil, target, limit)
+}
+
+// appendClosest appends to dst what closest returns.
 //
 // Nodes that share more bits with target than we do are in target's own row. All rows beyond that are equally
 // far in their first differing bit, then come the shorter prefixes one by one. So few nodes are sorted.
-func (t *table) closest(target key.Target, limit int) []*node {
-	found, chosen, rest := t.found[:0], t.chosen[:0], []*node(nil)
-	defer func() { t.found, t.chosen = found[:0], chosen[:0] }()
+func (t *table) appendClosest(dst []*node, target key.Target, limit int) []*node {
+	var (
+		head                  = binary.BigEndian.Uint64(target[:])
+		foundRoom, chosenRoom [3 * bucketSize]ranked // so that it need not allocate
+		restRoom              [bucketSize]ranked
+		placeRoom             [3 * bucketSize]place
+		found, chosen, rest   = foundRoom[:0], chosenRoom[:0], restRoom[:0]
+		places                = placeRoom[:0] // of chosen
+	)
 	take := func(rows [][]*node) {
-		from := len(found)
+		found = found[:0]
 		for _, r := range rows {
-			found = append(found, r...)
+			for _, m := range r {
+				found = append(found, ranked{head ^ binary.BigEndian.Uint64(m.id[:]), m})
+			}
 		}
-		slices.SortFunc(found[from:], func(a, b *node) int { return compareDistance(target, a.id, b.id) })
-		for _, m := range found[from:] {
-			var n tally
-			for _, o := range chosen {
-				n.count(m.place, o.place)
+		sortRanked(found, &target)
+		for _, m := range found {
+			p, n := m.place(), tally{}
+			if p != 0 {
+				for _, o := range places {
+					n.count(p, o)
+				}
 			}
 			if n.full() {
 				rest = append(rest, m)
 			} else {
-				chosen = append(chosen, m)
+				chosen, places = append(chosen, m), append(places, p)
 			}
 		}
 	}
@@ -223,9 +271,12 @@ func (t *table) closest(target key.Target, limit int) []*node {
 	}
 	if missing := min(limit-len(chosen), len(rest)); missing > 0 {
 		chosen = append(chosen, rest[:missing]...)
-		slices.SortFunc(chosen, func(a, b *node) int { return compareDistance(target, a.id, b.id) })
+		sortRanked(chosen, &target)
 	}
-	return chosen[:min(limit, len(chosen))]
+	for _, m := range chosen[:max(0, min(limit, len(chosen)))] {
+		dst = append(dst, m.node)
+	}
+	return dst
 }
 
 // random returns any of the nodes, nil if there is none.

@@ -148,13 +148,18 @@ func (p Private) Format(f fmt.State, _ rune) { fmt.Fprint(f, p.String()) }
 type Target [32]byte
 
 // Hash returns the BLAKE2b-256 hash of the concatenation of parts.
-func Hash(parts ...[]byte) Target { return keyedHash(nil, parts) }
+func Hash(parts ...[]byte) Target {
+	var room [256]byte
+	b := room[:0]
+	for _, p := range parts {
+		b = append(b, p...)
+	}
+	return blake2b.Sum256(b)
+}
 
 // KeyedHash returns the BLAKE2b-256 hash of the concatenation of parts under BLAKE2b's own key parameter.
 // It panics if secret is longer than 64 bytes.
-func KeyedHash(secret []byte, parts ...[]byte) Target { return keyedHash(secret, parts) }
-
-func keyedHash(secret []byte, parts [][]byte) (t Target) {
+func KeyedHash(secret []byte, parts ...[]byte) (t Target) {
 	h, err := blake2b.New256(secret)
 	if err != nil {
 		panic("key: " + err.Error())

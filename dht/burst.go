@@ -1,0 +1,52 @@
+package dht
+
+import "net/netip"
+
+// burstSize is how many datagrams a Burst holds at most.
+const burstSize = 64
+
+// Burst hands a node datagrams that arrived together, as one system call brings them: they are handled under one
+// lock, at one time, and what is sent in consequence leaves together, see [BatchSocket]. It belongs to one
+// goroutine. The zero value is not usable: see [Node.NewBurst].
+type Burst struct {
+	n *Node
+	d []datagram
+}
+
+// datagram is one that came in.
+type datagram struct {
+	sock Socket
+	b    []byte
+	from netip.AddrPort
+}
+
+// NewBurst returns an empty Burst for n.
+func (n *Node) NewBurst() *Burst { return &Burst{n: n} }
+
+// Receive takes in a datagram, as [Node.Receive] does, but leaves it for Flush. b must not change until then. A
+// Burst that is full is flushed first.
+func (u *Burst) Receive(s Socket, b []byte, from netip.AddrPort) {
+	if !isPacket(b, from) {
+		return
+	}
+	if len(u.d) == burstSize {
+		u.Flush()
+	}
+	u.d = append(u.d, datagram{sock: s, b: b, from: from})
+}
+
+// Flush has the node handle what was received, in that order. It does not wait for anything.
+func (u *Burst) Flush() {
+	if len(u.d) == 0 {
+		return
+	}
+	n := u.n
+	n.mu.Lock()
+	now := n.clock.Now()
+	for _, d := range u.d {
+		n.receive(now, d.sock, d.b, unmap(d.from))
+	}
+	n.unlock()
+	clear(u.d)
+	u.d = u.d[:0]
+}
