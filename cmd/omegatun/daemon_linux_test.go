@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -154,8 +155,13 @@ func TestDaemonAndItsCommands(t *testing.T) {
 		t.Errorf("status has the addresses %v and %v, ip prints %v", st.Peers[0].IPv6, st.Peers[0].IPv4, ip)
 	}
 
+	for deadline := time.Now().Add(10 * time.Second); st.Peers[0].Announced == nil && time.Now().Before(deadline); {
+		time.Sleep(50 * time.Millisecond) // it comes on the control channel, after the connection
+		st = readStatus(t, p.a)
+	}
 	if last := st.Peers[0].Last; last == nil || last.State != "connected" || st.Peers[0].Suite == "" ||
-		!strings.HasPrefix(st.Peers[0].Announced.Version, "omegatun ") || st.Peers[0].Announced.MTU != 1280 ||
+		st.Peers[0].Announced == nil || st.Peers[0].Announced.MTU != st.Self.Interface.MTU ||
+		!strings.HasPrefix(st.Peers[0].Announced.Version, "omegatun ") ||
 		!slices.Contains(st.Peers[0].Announced.Addresses, st.Peers[0].IPv6) {
 		t.Errorf("status: %+v, %+v, want how it connected, and what it announces", st.Peers[0], st.Peers[0].Announced)
 	}
