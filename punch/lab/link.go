@@ -69,7 +69,7 @@ func (c *cable) attach(addrs []netip.Addr) {
 		}
 		c.seg.addrs[a] = c
 		c.addrs = append(c.addrs, a)
-		for seg := c.seg; seg.router != nil && !seg.router.translates(a); seg = seg.router.cable.seg {
+		for seg := c.seg; seg.router != nil && !seg.router.table.translates(a); seg = seg.router.cable.seg {
 			seg.router.cable.seg.addrs[a] = seg.router.cable // the router is the way to a
 		}
 	}
@@ -79,7 +79,7 @@ func (c *cable) attach(addrs []netip.Addr) {
 func (c *cable) detach() {
 	for _, a := range c.addrs {
 		delete(c.seg.addrs, a)
-		for seg := c.seg; seg.router != nil && !seg.router.translates(a); seg = seg.router.cable.seg {
+		for seg := c.seg; seg.router != nil && !seg.router.table.translates(a); seg = seg.router.cable.seg {
 			delete(seg.router.cable.seg.addrs, a)
 		}
 	}

@@ -27,6 +27,7 @@
 //
 // # Limitations
 //
-// Links have no delay or rate of their own. IPv4 only between the sites. NATs are the kernel's: mapping is
-// endpoint-independent, or random with [NAT].Random; filtering is by address and port.
+// Links have no rate of their own. IPv4 only between the sites. NATs are the kernel's, whose mapping is
+// endpoint-independent, or random with [NAT].Random, and whose filtering is by address and port; or, with [NAT].Box, of any kind
+// but in user space and for UDP only.
 package netlab

@@ -26,6 +26,7 @@ type Lab struct {
 	trace  func(namespace, command string) // may be nil
 	nets   []*Net
 	links  []*Link
+	boxes  []*box
 
 	mu        sync.Mutex // guards processes
 	processes []*Process
@@ -35,6 +36,7 @@ type Lab struct {
 // with the sites.
 const internetRules = `table inet internet {
   counter nodes { }
+  counter between { }
   set flows {
     type ipv4_addr . inet_service . ipv4_addr . inet_service
     size 65535
@@ -43,6 +45,7 @@ const internetRules = `table inet internet {
   }
   chain forward {
     type filter hook forward priority filter
+    meta l4proto udp counter name between
     ip ttl <= %d drop
     meta l4proto udp update @flows { ip saddr . udp sport . ip daddr . udp dport }
   }
@@ -118,12 +121,15 @@ func (l *Lab) Close() error {
 	for _, k := range l.links {
 		errs = append(errs, k.close())
 	}
+	for _, b := range l.boxes {
+		errs = append(errs, b.close())
+	}
 	for _, n := range l.nets {
 		if n.file != nil {
 			errs = append(errs, n.remove())
 		}
 	}
-	l.links, l.nets = nil, nil
+	l.links, l.boxes, l.nets = nil, nil, nil
 	return errors.Join(errs...)
 }
 
@@ -174,21 +180,31 @@ func (l *Lab) Flows() ([]Flow, error) {
 
 // NodeBytes returns how many bytes the internet's own addresses have exchanged with the sites, both directions.
 func (l *Lab) NodeBytes() (uint64, error) {
-	out, err := l.Internet.Output("nft", "-j", "list", "counter", "inet", "internet", "nodes")
+	c, err := l.counter("nodes")
+	return c.Bytes, err
+}
+
+// Between returns how many UDP packets the sites have sent to one another, those included that did not get across the internet.
+func (l *Lab) Between() (packets uint64, err error) {
+	c, err := l.counter("between")
+	return c.Packets, err
+}
+
+type counter struct{ Packets, Bytes uint64 }
+
+func (l *Lab) counter(name string) (counter, error) {
+	out, err := l.Internet.Output("nft", "-j", "list", "counter", "inet", "internet", name)
 	if err != nil {
-		return 0, err
+		return counter{}, err
 	}
-	var list struct {
-		Nftables []struct {
-			Counter struct{ Bytes uint64 } `json:"counter"`
-		} `json:"nftables"`
-	}
+	var list struct{ Nftables []struct{ Counter counter } }
 	if err := json.Unmarshal([]byte(out), &list); err != nil {
-		return 0, fmt.Errorf("netlab: nft list: %w", err)
+		return counter{}, fmt.Errorf("netlab: nft list: %w", err)
 	}
-	var sum uint64
+	var sum counter
 	for _, item := range list.Nftables {
-		sum += item.Counter.Bytes
+		sum.Packets += item.Counter.Packets
+		sum.Bytes += item.Counter.Bytes
 	}
 	return sum, nil
 }

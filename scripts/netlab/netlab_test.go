@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"omegatun/punch/lab"
 )
 
 // sandbox says why the tests cannot run here.
@@ -353,5 +355,77 @@ func TestProcessesLiveInTheirNamespaceAndEndWithTheLab(t *testing.T) {
 	}
 	if code, err := p.Wait(t.Context()); code != 130 || err != nil {
 		t.Errorf("exit status %d, %v, want 130 (interrupted)", code, err)
+	}
+}
+
+func TestRoutersForgetAndMove(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		box  *lab.NATConfig
+	}{
+		{"netfilter", nil},
+		{"in user space", &lab.NATConfig{Filtering: lab.AddressAndPortDependent}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			l := newLab(t)
+			nat := natA
+			nat.Box = row.box
+			a := newSite(t, l, "a", nat)
+			if _, err := l.PublicAddrs(1); err != nil {
+				t.Fatal(err)
+			}
+			node := listenUDP(t, l.Internet, "192.88.99.10:49737")
+			c := listenUDP(t, a.Host(), "192.168.1.10:5000")
+			for _, step := range []struct {
+				name string
+				do   func() error
+				from string
+			}{
+				{"at first", func() error { return nil }, "192.88.99.101:5000"},
+				{"forgotten", a.Forget, "192.88.99.101:5000"},
+				{"moved", func() error { return a.Renumber(netip.MustParseAddr("192.88.99.111")) }, "192.88.99.111:5000"},
+			} {
+				if err := step.do(); err != nil {
+					t.Fatal(err)
+				}
+				send(t, node, "early", step.from)
+				if got, _ := receive(t, c); got != "" {
+					t.Errorf("%s: the host received %q before it had sent, want nothing", step.name, got)
+				}
+				send(t, c, "hello", "192.88.99.10:49737")
+				got, from := receive(t, node)
+				if got != "hello" || from.String() != step.from {
+					t.Errorf("%s: the node received %q from %v, want hello from %s", step.name, got, from, step.from)
+				}
+				send(t, node, "answer", from.String())
+				if got, _ := receive(t, c); got != "answer" {
+					t.Errorf("%s: the host received %q, want the answer", step.name, got)
+				}
+			}
+		})
+	}
+}
+
+func TestLinksDropLargePackets(t *testing.T) {
+	l := newLab(t)
+	s, err := l.Public("a", netip.MustParseAddr("192.88.99.101"), &Impairment{MTU: 600, Delay: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.PublicAddrs(1); err != nil {
+		t.Fatal(err)
+	}
+	node := listenUDP(t, l.Internet, "192.88.99.10:49737")
+	c := listenUDP(t, s.Host(), "192.88.99.101:5000")
+	small, large := strings.Repeat("s", 600-28), strings.Repeat("l", 601-28)
+	send(t, c, large, "192.88.99.10:49737")
+	send(t, c, small, "192.88.99.10:49737")
+	if got, _ := receive(t, node); got != small {
+		t.Errorf("received %d bytes, want the %d that fit", len(got), len(small))
+	}
+	s.Link.Set(Impairment{Down: true})
+	send(t, c, small, "192.88.99.10:49737")
+	if got, _ := receive(t, node); got != "" {
+		t.Errorf("received %d bytes through a cut cable", len(got))
 	}
 }

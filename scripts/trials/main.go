@@ -1,0 +1,114 @@
+//go:build linux
+
+// Command trials tries omegatun in Internets of namespaces, and measures how it does. scripts/lab builds and runs it.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"omegatun/scripts/netlab"
+)
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == "endpoint" { // inside a namespace
+		exit(endpoint())
+	}
+	exit(run())
+}
+
+func exit(err error) {
+	switch {
+	case err == nil:
+		os.Exit(0)
+	case errors.Is(err, context.Canceled):
+		os.Exit(130)
+	}
+	fmt.Fprintln(os.Stderr, "lab:", err)
+	os.Exit(1)
+}
+
+// errGoals reports that something was measured that is not as it should be.
+var errGoals = errors.New("not all goals were reached")
+
+func run() error {
+	var c config
+	var combos, jsonFile, svgFile string
+	var noRelay bool
+	if len(os.Args) < 2 {
+		return errors.New("which trials? profiles, matrix")
+	}
+	fs := flag.NewFlagSet(os.Args[1], flag.ExitOnError)
+	fs.StringVar(&c.bin, "bin", "", "the omegatun `command`")
+	fs.StringVar(&c.js, "js", "", "the JavaScript `program` for the ends")
+	fs.StringVar(&combos, "programs", "go:go", "client:server pairs of go and js, separated by commas")
+	fs.IntVar(&c.tries, "tries", 20, "tries of each pair")
+	fs.DurationVar(&c.delay, "delay", 15*time.Millisecond, "delay of each access link, each way; four of them are between two peers and back")
+	fs.BoolVar(&noRelay, "no-relay", false, "offer no relay")
+	fs.IntVar(&c.workers, "workers", 2, "pairs at a time, each in a lab of its own")
+	fs.BoolVar(&c.verbose, "v", false, "print every try")
+	fs.StringVar(&jsonFile, "json", "", "store everything in this `file`")
+	fs.StringVar(&svgFile, "svg", "", "draw the matrix into this `file`")
+	if err := fs.Parse(os.Args[2:]); err != nil {
+		return err
+	}
+	c.relay, c.only = !noRelay, fs.Args()
+	for s := range strings.SplitSeq(combos, ",") {
+		client, server, ok := strings.Cut(s, ":")
+		if !ok || strings.Trim(client+server, "gojs") != "" {
+			return fmt.Errorf("-programs: %q is not go:go, go:js, js:go or js:js", s)
+		}
+		c.combos = append(c.combos, [2]string{server, client})
+	}
+	for _, f := range []*string{&jsonFile, &svgFile, &c.js, &c.bin} {
+		if *f != "" {
+			abs, err := filepath.Abs(*f)
+			if err != nil {
+				return err
+			}
+			*f = abs
+		}
+	}
+	if err := netlab.Enter(); err != nil {
+		return err
+	}
+	var err error
+	if c.self, err = os.Executable(); err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer stop()
+	w := newOutput(os.Stdout)
+	switch os.Args[1] {
+	case "profiles":
+		err = check(ctx, w, "")
+	case "matrix":
+		if err = check(ctx, w, ""); err == nil && w.failed > 0 {
+			err = errors.New("a NAT is not what its name says")
+		}
+		if err == nil {
+			err = c.matrix(ctx, w)
+		}
+	default:
+		err = fmt.Errorf("there are no trials %q", os.Args[1])
+	}
+	if svgFile != "" && err == nil {
+		err = os.WriteFile(svgFile, w.svg(), 0o644)
+	}
+	if err2 := w.finish(jsonFile); err == nil {
+		err = err2
+	}
+	if err == nil && w.failed > 0 {
+		err = errGoals
+	}
+	return err
+}

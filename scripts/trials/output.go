@@ -1,0 +1,125 @@
+//go:build linux
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// output gathers what was measured: tables for people as they come, everything for programs at the end.
+type output struct {
+	w      io.Writer
+	parts  map[string]any
+	goals  []goal
+	failed int // goals and self-checks
+}
+
+// goal is a limit, and what was measured.
+type goal struct {
+	Name string `json:"name"`
+	Want string `json:"want"`
+	Got  string `json:"got"`
+	OK   bool   `json:"ok"`
+}
+
+func newOutput(w io.Writer) *output { return &output{w: w, parts: map[string]any{"schema": 1}} }
+
+// add prints a table and keeps the rows behind it under a name.
+func (o *output) add(name, title string, rows any, t *table) {
+	o.parts[name] = rows
+	fmt.Fprintf(o.w, "\n%s\n\n", title)
+	t.print(o.w)
+}
+
+// atMost records a goal of a duration in milliseconds.
+func (o *output) atMost(name string, limit, got float64, there bool) {
+	g := goal{Name: name, Want: "≤ " + ms(limit), Got: ms(got), OK: there && got <= limit}
+	if !there {
+		g.Got = "never"
+	}
+	o.goal(g)
+}
+
+func (o *output) goal(g goal) {
+	o.goals = append(o.goals, g)
+	if !g.OK {
+		o.failed++
+	}
+}
+
+// finish prints the goals and stores everything.
+func (o *output) finish(file string) error {
+	if len(o.goals) > 0 {
+		t := newTable("goal", "wanted", "measured", "reached")
+		for _, g := range o.goals {
+			verdict := "yes"
+			if !g.OK {
+				verdict = "NO"
+			}
+			t.add(g.Name, g.Want, g.Got, verdict)
+		}
+		o.add("goals", "Goals", o.goals, t)
+	}
+	if file == "" {
+		return nil
+	}
+	b, err := json.MarshalIndent(o.parts, "", " ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, append(b, '\n'), 0o644)
+}
+
+// ms prints milliseconds.
+func ms(v float64) string {
+	if v >= 10_000 {
+		return fmt.Sprintf("%.1f s", v/1000)
+	}
+	return fmt.Sprintf("%.0f ms", v)
+}
+
+func msOf(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// quantile returns the q-quantile of values, 0 ≤ q ≤ 1: the smallest value that at least that share is not above.
+func quantile(values []float64, q float64) (v float64, ok bool) {
+	if len(values) == 0 {
+		return 0, false
+	}
+	s := slices.Clone(values)
+	slices.Sort(s)
+	i := int(q*float64(len(s))+0.999999) - 1
+	return s[min(max(i, 0), len(s)-1)], true
+}
+
+// table is text in columns.
+type table struct{ rows [][]string }
+
+func newTable(head ...string) *table { return &table{[][]string{head}} }
+
+func (t *table) add(cells ...string) { t.rows = append(t.rows, cells) }
+
+func (t *table) print(w io.Writer) {
+	width := make([]int, len(t.rows[0]))
+	for _, row := range t.rows {
+		for i, c := range row {
+			width[i] = max(width[i], utf8.RuneCountInString(c))
+		}
+	}
+	for _, row := range t.rows {
+		var b strings.Builder
+		for i, c := range row {
+			b.WriteString(c)
+			if i < len(row)-1 {
+				b.WriteString(strings.Repeat(" ", width[i]-utf8.RuneCountInString(c)+2))
+			}
+		}
+		fmt.Fprintln(w, strings.TrimRight(b.String(), " "))
+	}
+}
