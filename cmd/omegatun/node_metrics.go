@@ -150,7 +150,7 @@ func (r *nodeRunner) serveMetrics(ctx context.Context, l net.Listener) {
 		Handler: mux, ReadTimeout: metricsPatience, WriteTimeout: metricsPatience, IdleTimeout: metricsPatience,
 		MaxHeaderBytes: 8 << 10,
 	}
-	defer context.AfterFunc(ctx, func() { s.Close() })()
+	defer context.AfterFunc(ctx, func() { _ = s.Close() })()
 	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		r.env.log().Warn("no more metrics are served", "error", err)
 	}
@@ -177,11 +177,11 @@ func (r *nodeRunner) printMetrics(ctx context.Context, signals <-chan os.Signal)
 			return
 		}
 		for _, m := range r.metrics() {
-			text := fmt.Sprintf("metrics %v", netip.AddrPortFrom(m.Host, m.Port))
+			text := fmt.Appendf(nil, "metrics %v", netip.AddrPortFrom(m.Host, m.Port))
 			for _, def := range metrics() {
-				text += fmt.Sprintf(" %s=%d", def.name, def.value(&m))
+				text = fmt.Appendf(text, " %s=%d", def.name, def.value(&m))
 			}
-			r.print(m, text+"\n")
+			r.print(m, string(text)+"\n")
 		}
 	}
 }

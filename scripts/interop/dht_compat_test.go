@@ -14,12 +14,15 @@ import (
 	"net/netip"
 	"os/exec"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"omegatun/dht"
+	"omegatun/dht/compact"
 	"omegatun/dht/key"
+	"omegatun/session/noise"
 )
 
 // raiseLoopback: these tests need no namespaces: everything is on loopback, which may be down in a sandbox of our own.
@@ -103,6 +106,8 @@ type jsResult struct {
 	Values                []string
 	Seq                   uint64
 	Count                 int
+	Code                  int
+	Closer, Token         bool
 }
 
 func newJSDHT(t *testing.T, args ...string) *jsDHT {
@@ -274,6 +279,20 @@ func compatImmutable(ctx context.Context, t *testing.T, n *dht.Node, js *jsDHT) 
 			t.Errorf("got %q, %v", got, err)
 		}
 	}
+	// JavaScript stores what fits a datagram; we store no more than fits one on any path, and read all.
+	for _, size := range []int{dht.MaxValue + 1, 1200, 1500} {
+		large := bytes.Repeat([]byte{byte(size)}, size)
+		if _, _, err := n.PutImmutable(ctx, large); !errors.Is(err, dht.ErrTooLarge) {
+			t.Errorf("put of %d bytes: %v, want ErrTooLarge", size, err)
+		}
+		if r, err := js.do("immutablePut", order{"value": hex.EncodeToString(large)}); err != nil {
+			t.Errorf("JavaScript put of %d bytes: %+v, %v", size, r, err)
+			continue
+		}
+		if got, err := n.GetImmutable(ctx, key.Hash(large)); err != nil || !bytes.Equal(got, large) {
+			t.Errorf("get of %d bytes: %d, %v", size, len(got), err)
+		}
+	}
 	if r, err := js.do("immutableGet", order{"target": hex.EncodeToString(make([]byte, 32))}); err != nil || r.Value != "" {
 		t.Errorf("JavaScript got %+v, %v for what nobody has", r, err)
 	}
@@ -325,6 +344,16 @@ func compatMutable(ctx context.Context, t *testing.T, n *dht.Node, js *jsDHT) {
 	}
 	if _, err := n.PutMutable(ctx, owner, 5, []byte("js 5")); err != nil {
 		t.Errorf("the same value again: %v", err)
+	}
+	if _, err := n.PutMutable(ctx, owner, 6, make([]byte, dht.MaxValue+1)); !errors.Is(err, dht.ErrTooLarge) {
+		t.Errorf("put of too much: %v, want ErrTooLarge", err)
+	}
+	large := strings.Repeat("z", 1200)
+	if err := put(7, large); err != nil {
+		t.Errorf("JavaScript put of 1200 bytes: %v", err)
+	}
+	if m, err := n.GetMutable(ctx, public, 0); err != nil || string(m.Value) != large || m.Seq != 7 {
+		t.Errorf("get of 1200 bytes: %d bytes, number %d, %v", len(m.Value), m.Seq, err)
 	}
 }
 
@@ -384,15 +413,24 @@ func compatServer(ctx context.Context, t *testing.T, n *dht.Node, js *jsDHT, mem
 	if _, err := js.do("listen", order{"key": 9}); err != nil {
 		t.Fatal(err)
 	}
-	found := 0
+	var found []netip.AddrPort
 	for r, err := range n.FindPeer(ctx, theirs.Target(), nil) {
 		if err != nil || r.Peer.Key != theirs {
 			t.Errorf("%+v, %v", r, err)
 		}
-		found++
+		found = append(found, r.From)
 	}
-	if found == 0 {
+	if len(found) == 0 {
 		t.Error("the JavaScript server was not found")
+	}
+	// Three hops: to a member that does not know the server, on to one that does, and to the server.
+	p := newRawPeer(t)
+	for _, first := range members {
+		for _, second := range found {
+			if second.String() != first {
+				p.shake(first, second, theirs)
+			}
+		}
 	}
 
 	identity := key.Generate()
@@ -409,7 +447,6 @@ func compatServer(ctx context.Context, t *testing.T, n *dht.Node, js *jsDHT, mem
 	if r, err := js.do("findPeer", order{"target": hex.EncodeToString(public[:])}); err != nil || len(r.Values) == 0 {
 		t.Errorf("JavaScript found %+v, %v", r, err)
 	}
-	p := newRawPeer(t)
 	for _, first := range members {
 		for _, second := range a.Relays() {
 			// FROM_CLIENT to first, which passes it on to second, which knows the server.
@@ -423,6 +460,33 @@ func compatServer(ctx context.Context, t *testing.T, n *dht.Node, js *jsDHT, mem
 				t.Errorf("through %s and %v: %+v, %v", first, second.Relay, r, ok)
 			}
 		}
+	}
+}
+
+// shake shakes hands with a server by way of first, and second, which knows the server.
+func (p *rawPeer) shake(first string, second netip.AddrPort, server key.Public) {
+	p.t.Helper()
+	initiator, err := noise.NewInitiator(key.Generate(), server)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	payload := noise.Payload{
+		Version: noise.PayloadVersion, UDX: &noise.UDXInfo{Version: 1, ID: 7}, SecretStream: &noise.SecretStreamInfo{Version: 1},
+	}
+	msg, err := initiator.Write(payload.Append(nil))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	target := server.Target()
+	v := append(compact.AppendBuffer([]byte{2, 0}, msg), addrBytes(second)...) // FROM_CLIENT
+	r, ok := p.ask(first, rawRequest{command: 0, target: &target, value: v})
+	if !ok || len(r.value) < 3 || r.value[1] != 4 { // TO_CLIENT
+		p.t.Errorf("handshake through %s and %v: %+v, %v", first, second, r, ok)
+		return
+	}
+	reply := compact.NewReader(r.value[2:])
+	if _, _, err := initiator.Read(reply.Buffer()); err != nil || reply.Err() != nil {
+		p.t.Errorf("handshake through %s and %v: %v, %v", first, second, err, reply.Err())
 	}
 }
 
@@ -548,15 +612,19 @@ func TestDHTAnswersAlike(t *testing.T) {
 	hash := key.Hash(value)
 	large := bytes.Repeat([]byte{9}, 1000)
 	largeHash := key.Hash(large)
+	huge := bytes.Repeat([]byte{8}, 1200)
+	hugeHash, emptyHash := key.Hash(huge), key.Hash(nil)
 	port := func(a *compatSocket) []byte { return binary.LittleEndian.AppendUint16(nil, a.addr.Port()) }
 	pad := make([]byte, 40)
 	badToken := bytes.Repeat([]byte{1}, 32)
+	refusal := &rawResponse{code: 1, closer: true}
 	rows := []struct {
 		name    string
 		request rawRequest
 		token   bool // with a good token
 		silent  bool // no answer
 		want    rawResponse
+		ours    *rawResponse // of our members, where it differs: one that has no plugins says so
 	}{
 		{name: "ping", request: rawRequest{rpc: true, command: 0}},
 		{name: "ping with a value", request: rawRequest{rpc: true, command: 0, value: pad}},
@@ -593,34 +661,109 @@ func TestDHTAnswersAlike(t *testing.T) {
 		{name: "immutable put of 1000 bytes", request: rawRequest{command: 8, target: &largeHash, value: large}, token: true, want: rawResponse{closer: true, token: pad}},
 		// Without a token we leave out the closer nodes: the value alone is more than three times the request.
 		{name: "immutable get of 1000 bytes", request: rawRequest{command: 9, target: &largeHash, value: pad}, token: true, want: rawResponse{closer: true, token: pad, value: large}},
+		{name: "immutable put of nothing", request: rawRequest{command: 8, target: &emptyHash, value: []byte{}}, token: true, want: rawResponse{closer: true, token: pad}},
+		{name: "immutable put of 1200 bytes", request: rawRequest{command: 8, target: &hugeHash, value: huge}, token: true, want: rawResponse{closer: true, token: pad}},
+		{name: "immutable get of 1200 bytes", request: rawRequest{command: 9, target: &hugeHash, value: pad}, token: true, want: rawResponse{closer: true, token: pad, value: huge}},
+		{name: "immutable put with a bad token", request: rawRequest{command: 8, target: &hash, value: value, token: badToken}, want: rawResponse{code: 2, closer: true, token: pad}},
+		{name: "mutable put with a bad token", request: rawRequest{command: 6, target: &target, value: make([]byte, 110), token: badToken}, want: rawResponse{code: 2, closer: true, token: pad}},
+		{name: "unannounce with a bad token", request: rawRequest{command: 5, target: &target, value: pad, token: badToken}, want: rawResponse{code: 2, closer: true, token: pad}},
+		{name: "unannounce without a token", request: rawRequest{command: 5, target: &target, value: pad}, silent: true},
+		{name: "unannounce that is malformed", request: rawRequest{command: 5, target: &target, value: []byte{0xff, 1}}, token: true, silent: true},
+		{name: "mutable put without a token", request: rawRequest{command: 6, target: &target, value: make([]byte, 110)}, silent: true},
+		{name: "plugin request without a value", request: rawRequest{command: 10, target: &target}, silent: true, ours: refusal},
+		{name: "plugin request", request: rawRequest{command: 10, target: &target, value: append([]byte{1, 'x', 1, 1, 40}, pad...)}, silent: true, ours: refusal},
 		{name: "handshake for nobody", request: rawRequest{command: 0, target: &target, value: append([]byte{0, 0, 40}, pad...)}, want: rawResponse{closer: true}},
 		{name: "handshake that is cut off", request: rawRequest{command: 0, target: &target, value: []byte{0, 0, 40, 1}}, silent: true},
 		{name: "handshake from a server to nobody", request: rawRequest{command: 0, target: &target, value: append([]byte{0, 4, 40}, pad...)}, silent: true},
 		{name: "hole punch for nobody", request: rawRequest{command: 1, target: &target, value: append([]byte{0, 0, 0, 40}, pad...)}, silent: true},
 		{name: "hole punch that is cut off", request: rawRequest{command: 1, target: &target, value: []byte{0}}, silent: true},
 	}
+	raw := func(t *testing.T, to string, q rawRequest, token bool) (rawResponse, bool) {
+		p := newRawPeer(t)
+		if token {
+			r, _ := p.ask(to, rawRequest{command: 2, target: q.target, value: pad})
+			if q.token = r.token; r.token == nil {
+				t.Fatalf("%s gave no token", to)
+			}
+		}
+		return p.ask(to, q)
+	}
+	byJavaScript := func(_ *testing.T, to string, q rawRequest, token bool) (rawResponse, bool) {
+		o := order{"to": to, "internal": q.rpc, "command": q.command, "token": token, "badToken": q.token != nil}
+		if q.target != nil {
+			o["target"] = hex.EncodeToString(q.target[:])
+		}
+		if q.value != nil {
+			o["value"] = hex.EncodeToString(q.value)
+		}
+		r, err := js.do("request", o)
+		if err != nil {
+			return rawResponse{}, false // it waits for a second
+		}
+		got := rawResponse{code: r.Code, closer: r.Closer}
+		if r.Token {
+			got.token = pad
+		}
+		got.value, err = hex.DecodeString(r.Value)
+		return got, err == nil
+	}
 	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {
-			for _, member := range []struct{ kind, addr string }{{"Go", ours}, {"JavaScript", theirs}} {
-				p := newRawPeer(t)
-				if row.token {
-					r, _ := p.ask(member.addr, rawRequest{command: 2, target: row.request.target, value: pad})
-					if row.request.token = r.token; r.token == nil {
-						t.Fatalf("%s gave no token", member.kind)
-					}
+			for _, way := range []struct {
+				name, to string
+				ask      func(*testing.T, string, rawRequest, bool) (rawResponse, bool)
+			}{{"to Go", ours, raw}, {"to JavaScript", theirs, raw}, {"from JavaScript to Go", ours, byJavaScript}} {
+				want, silent := row.want, row.silent
+				if row.ours != nil && way.to == ours {
+					want, silent = *row.ours, false
 				}
-				got, ok := p.ask(member.addr, row.request)
-				if ok == row.silent {
-					t.Errorf("%s: answered %v, want %v: %+v", member.kind, ok, !row.silent, got)
+				got, ok := way.ask(t, way.to, row.request, row.token)
+				if ok == silent {
+					t.Errorf("%s: answered %v, want %v: %+v", way.name, ok, !silent, got)
 					continue
 				}
-				if got.code != row.want.code || got.closer != row.want.closer && !row.silent ||
-					(got.token != nil) != (row.want.token != nil) || !bytes.Equal(got.value, row.want.value) {
-					t.Errorf("%s: error %d, closer %v, token %v, value %x", member.kind, got.code, got.closer, got.token != nil, got.value)
+				if got.code != want.code || got.closer != want.closer && !silent ||
+					(got.token != nil) != (want.token != nil) || !bytes.Equal(got.value, want.value) {
+					t.Errorf("%s: error %d, closer %v, token %v, value %x", way.name, got.code, got.closer, got.token != nil, got.value)
 				}
 			}
 		})
 	}
+	t.Run("mutable put", func(t *testing.T) { // from JavaScript: those of ours are in TestDHTCompatibility
+		for _, row := range []struct {
+			name  string
+			seq   int
+			value string
+			bad   bool // the token
+			code  int
+		}{
+			{"the first", 3, "three", false, 0},
+			{"the same again", 3, "three", false, 0},
+			{"another with the same number", 3, "other", false, dht.CodeSeqReused},
+			{"a lower number", 2, "two", false, dht.CodeSeqTooLow},
+			{"a bad token", 4, "four", true, dht.CodeInvalidToken},
+			{"a higher number", 4, "four", false, 0},
+			{"900 bytes", 5, strings.Repeat("x", 900), false, 0},
+		} {
+			t.Run(row.name, func(t *testing.T) {
+				for _, to := range []string{ours, theirs} {
+					r, err := js.do("mutablePutTo", order{
+						"to": to, "key": 50, "seq": row.seq, "value": hex.EncodeToString([]byte(row.value)), "badToken": row.bad,
+					})
+					if err != nil || r.Code != row.code {
+						t.Errorf("%s: %+v, %v; want error %d", to, r, err, row.code)
+					}
+				}
+			})
+		}
+	})
+	t.Run("delayed ping from JavaScript", func(t *testing.T) {
+		for _, to := range []string{ours, theirs} {
+			if r, err := js.do("delayedPing", order{"to": to, "ms": 300}); err != nil || r.Count < 299 {
+				t.Errorf("%s: %+v, %v; want an answer after 300 ms", to, r, err)
+			}
+		}
+	})
 	t.Run("ping NAT", func(t *testing.T) {
 		for _, member := range []string{ours, theirs} {
 			p, other := newRawPeer(t), newCompatSocket(t)

@@ -5,16 +5,59 @@
 'use strict'
 const readline = require('readline')
 const { DHT, say, options, address } = require('./common')
+const cenc = require('compact-encoding')
+const sodium = require('sodium-universal')
+const messages = require('hyperdht/lib/messages')
+const Persistent = require('hyperdht/lib/persistent')
 
 const hex = (b) => b ? Buffer.from(b).toString('hex') : null
 const bin = (s) => Buffer.from(s, 'hex')
 const pair = (n) => DHT.keyPair(Buffer.alloc(32, n))
 const text = (a) => a.host + ':' + a.port
 
+const hash = (b) => {
+  const out = Buffer.alloc(32)
+  sodium.crypto_generichash(out, b)
+  return out
+}
+const answer = (m) => ({
+  code: m.error, value: m.value ? hex(m.value) : '', closer: !!m.closerNodes, token: !!m.token
+})
+
 const orders = {
   async ping (dht, o) {
     const r = await dht.ping(address(o.to))
     return { value: text(r.to) }
+  },
+  // One request, as it is: what does the node answer? With token: a good one.
+  async request (dht, o) {
+    const to = address(o.to)
+    const target = o.target ? bin(o.target) : null
+    const send = (internal, command, token, value) => dht._requestToPromise(
+      dht.io.createRequest({ id: null, ...to }, token, internal, command, target, value, null), { retry: false })
+    let token = o.badToken ? Buffer.alloc(32, 1) : null
+    if (o.token) token = (await send(false, 2, null, Buffer.alloc(40))).token
+    return answer(await send(!!o.internal, o.command, token, o.value === undefined ? null : bin(o.value)))
+  },
+  // MUTABLE_PUT to one node.
+  async mutablePutTo (dht, o) {
+    const keyPair = pair(o.key)
+    const value = bin(o.value)
+    const target = hash(keyPair.publicKey)
+    const { token } = await dht.request({ command: 2, target, value: Buffer.alloc(40) }, address(o.to))
+    return answer(await dht.request({
+      token: o.badToken ? Buffer.alloc(32, 1) : token,
+      command: 6,
+      target,
+      value: cenc.encode(messages.mutablePutRequest, {
+        publicKey: keyPair.publicKey, seq: o.seq, value, signature: Persistent.signMutable(o.seq, value, keyPair)
+      })
+    }, address(o.to)))
+  },
+  async delayedPing (dht, o) {
+    const began = Date.now()
+    await dht.delayedPing(address(o.to), o.ms)
+    return { count: Date.now() - began }
   },
   async immutablePut (dht, o) {
     const r = await dht.immutablePut(bin(o.value))
