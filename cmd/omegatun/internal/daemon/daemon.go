@@ -224,9 +224,7 @@ func (d *Daemon) run(ctx context.Context, undo *closers) error {
 	if err := d.setUpHost(undo); err != nil {
 		return err
 	}
-	if err := raisePriority(); err != nil {
-		d.log.Info("the priority stays as it is", "error", err)
-	}
+	d.prefer(ctx, &wg)
 	broken := make(chan error, 1)
 	wg.Go(func() {
 		err := d.forwarder.Load().Run(context.Background()) // ends with the device

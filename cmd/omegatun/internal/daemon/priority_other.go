@@ -2,5 +2,10 @@
 
 package daemon
 
-// raisePriority does nothing: there is no need for it known.
-func raisePriority() error { return nil }
+import (
+	"context"
+	"sync"
+)
+
+// prefer does nothing: there is no need for it known.
+func (d *Daemon) prefer(context.Context, *sync.WaitGroup) {}
