@@ -2,6 +2,7 @@ package dht_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -186,4 +187,48 @@ func ExampleNode_PutMutable() {
 	// for good, <nil>
 	// 1: second, <nil>
 	// dht: refused: a newer value is stored
+}
+
+// Before a phone sleeps its node is suspended; afterwards it goes on, and its announcements are renewed.
+func ExampleNode_Suspend() {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	member, stop := start(dht.Persistent)
+	defer stop()
+	bootstrap, _ := member.RemoteAddr()
+	n, stop := start(dht.Ephemeral, bootstrap.String())
+	defer stop()
+	if err := n.Ready(ctx); err != nil {
+		panic(err)
+	}
+
+	n.Suspend()
+	_, err := n.Ping(ctx, nil, bootstrap, 0)
+	fmt.Println("suspended:", n.Info().Suspended, errors.Is(err, dht.ErrSuspended))
+
+	n.Resume()
+	_, err = n.Ping(ctx, nil, bootstrap, 0)
+	fmt.Println("resumed:", !n.Info().Suspended, err)
+	// Output:
+	// suspended: true true
+	// resumed: true <nil>
+}
+
+// A program that wants to know how its node is doing follows its events.
+func ExampleNode_Events() {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	member, stop := start(dht.Persistent)
+	defer stop()
+	bootstrap, _ := member.RemoteAddr()
+	n, stop := start(dht.Persistent, bootstrap.String())
+	defer stop()
+	for info := range n.Events(ctx) {
+		if info.Bootstrapped && info.Persistent {
+			addr, open := n.RemoteAddr()
+			fmt.Println("a member:", info.ID == dht.NodeID(addr), open, info.NAT)
+			break
+		}
+	}
+	// Output: a member: true true open
 }

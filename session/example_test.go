@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"net/http"
 	"net/netip"
+	"strings"
 	"time"
 
 	"omegatun/dht"
@@ -118,4 +121,130 @@ func ExampleHost_Listen() {
 	// Output:
 	// a friend: true <nil>
 	// a stranger: true
+}
+
+// Both ends of a pipe between two machines: what goes into one's standard input comes out of the other's standard output.
+// Here both inputs are short texts.
+func ExampleListener_Accept() {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	first := host(nil)
+	defer first.Close()
+
+	// pipe is what both sides do with their stream, with os.Stdin and os.Stdout in a program.
+	pipe := func(conn net.Conn, stdin io.Reader, stdout io.Writer) error {
+		defer conn.Close()
+		sent := make(chan error, 1)
+		go func() {
+			_, err := io.Copy(conn, stdin)
+			sent <- errors.Join(err, conn.(interface{ CloseWrite() error }).CloseWrite()) // the other side reads io.EOF
+		}()
+		_, err := io.Copy(stdout, conn)
+		return errors.Join(err, <-sent)
+	}
+
+	server := host(first)
+	defer server.Close()
+	keyPair := key.Generate()
+	listener, err := server.Listen(keyPair, session.ListenConfig{Admit: func(session.Caller) error { return nil }})
+	if err != nil {
+		panic(err)
+	}
+	defer listener.Close()
+	served := make(chan string)
+	go func() {
+		conn, err := listener.Accept()
+		if err != nil {
+			panic(err)
+		}
+		var stdout strings.Builder
+		if err := pipe(conn, strings.NewReader("from the server"), &stdout); err != nil {
+			panic(err)
+		}
+		served <- stdout.String()
+	}()
+	if err := listener.Announced(ctx); err != nil {
+		panic(err)
+	}
+
+	client := host(first)
+	defer client.Close()
+	conn, err := client.Dial(ctx, keyPair.Public(), session.DialConfig{})
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println("the right server:", conn.RemoteKey() == keyPair.Public())
+	var stdout strings.Builder
+	if err := pipe(conn, strings.NewReader("from the client"), &stdout); err != nil {
+		panic(err)
+	}
+	fmt.Println(<-served)
+	fmt.Println(stdout.String())
+	// Output:
+	// the right server: true
+	// from the client
+	// from the server
+}
+
+// HTTP between two machines, with a public key for a host name.
+func ExampleHost_Dial() {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	first := host(nil)
+	defer first.Close()
+
+	server := host(first)
+	defer server.Close()
+	keyPair := key.Generate()
+	listener, err := server.Listen(keyPair, session.ListenConfig{Admit: func(session.Caller) error { return nil }})
+	if err != nil {
+		panic(err)
+	}
+	web := &http.Server{
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprintf(w, "you asked for %s", r.URL.Path)
+		}),
+		ReadHeaderTimeout: 10 * time.Second,
+	}
+	go web.Serve(listener) //nolint:errcheck // ends with the listener
+	defer web.Close()
+	if err := listener.Announced(ctx); err != nil {
+		panic(err)
+	}
+
+	client := host(first)
+	defer client.Close()
+	transport := &http.Transport{
+		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+			name, _, err := net.SplitHostPort(addr)
+			if err != nil {
+				return nil, err
+			}
+			k, err := key.ParsePublic(name)
+			if err != nil {
+				return nil, err
+			}
+			return client.Dial(ctx, k, session.DialConfig{})
+		},
+	}
+	defer transport.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+keyPair.Public().String()+"/hello", nil)
+	if err != nil {
+		panic(err)
+	}
+	resp, err := (&http.Client{Transport: transport}).Do(req)
+	if err != nil {
+		panic(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	fmt.Printf("%s, %s, %v\n", resp.Status, body, err)
+
+	// Somebody who is not there.
+	_, err = client.Dial(ctx, key.Generate().Public(), session.DialConfig{})
+	dial, ok := errors.AsType[*session.DialError](err)
+	fmt.Println(ok && dial.Stage == session.StageFind, errors.Is(err, session.ErrNotFound))
+	// Output:
+	// 200 OK, you asked for /hello, <nil>
+	// true true
 }
