@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -34,6 +35,14 @@ type writer struct {
 	last  time.Time // of the last write
 	err   error     // nothing can be written any more
 	ended bool      // CloseWrite was called
+
+	deadline atomic.Pointer[time.Time] // nil, zero: none; not guarded, because it is set while a write waits
+}
+
+// expired reports whether it is too late to seal anything.
+func (w *writer) expired() bool {
+	d := w.deadline.Load()
+	return d != nil && !d.IsZero() && !time.Now().Before(*d)
 }
 
 // beginLocked writes the first frame.
@@ -61,6 +70,9 @@ func (c *Conn) Write(b []byte) (n int, err error) {
 	if err := c.readyLocked(); err != nil {
 		return 0, err
 	}
+	if w.expired() {
+		return 0, c.lateError()
+	}
 	for len(b) > 0 {
 		sealed := 0
 		for len(b) > 0 && len(w.buf) < writeBatch {
@@ -78,6 +90,11 @@ func (c *Conn) Write(b []byte) (n int, err error) {
 		}
 	}
 	return n, nil
+}
+
+// lateError reports a write that began after its deadline.
+func (c *Conn) lateError() error {
+	return &net.OpError{Op: "write", Net: "secretstream", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: os.ErrDeadlineExceeded}
 }
 
 // nextMessage returns how much of n bytes to put into one message.
@@ -103,6 +120,9 @@ func (c *Conn) WriteMessage(b []byte) error {
 	defer w.mu.Unlock()
 	if err := c.readyLocked(); err != nil {
 		return err
+	}
+	if w.expired() {
+		return c.lateError()
 	}
 	w.appendLocked(b)
 	return c.flushLocked()

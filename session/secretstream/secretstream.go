@@ -172,14 +172,20 @@ func (c *Conn) LocalAddr() net.Addr { return c.raw.LocalAddr() }
 func (c *Conn) RemoteAddr() net.Addr { return c.raw.RemoteAddr() }
 
 // SetDeadline sets both deadlines. A read or write that times out leaves the stream usable.
-func (c *Conn) SetDeadline(t time.Time) error { return c.raw.SetDeadline(t) }
+func (c *Conn) SetDeadline(t time.Time) error {
+	c.writer.deadline.Store(&t)
+	return c.raw.SetDeadline(t)
+}
 
 // SetReadDeadline sets the time after which reads fail.
 func (c *Conn) SetReadDeadline(t time.Time) error { return c.raw.SetReadDeadline(t) }
 
 // SetWriteDeadline sets the time after which writes fail. What [Conn.Write] has then sealed but not handed to the
-// transport goes out with the next write or keepalive.
-func (c *Conn) SetWriteDeadline(t time.Time) error { return c.raw.SetWriteDeadline(t) }
+// transport goes out with the next write or keepalive. After that time nothing is sealed.
+func (c *Conn) SetWriteDeadline(t time.Time) error {
+	c.writer.deadline.Store(&t)
+	return c.raw.SetWriteDeadline(t)
+}
 
 // Close closes the transport, which ends blocked reads and writes, and waits for what the Conn does in the
 // background. What becomes of bytes that the transport has not delivered yet is up to the transport.
