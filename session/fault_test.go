@@ -98,6 +98,33 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+// TestFaultsWithTwoLinks has a fault silence both of the links that crossing dials have made.
+func TestFaultsWithTwoLinks(t *testing.T) {
+	for seed := range uint64(5) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, lab.Config{Seed: seed, Latency: 15 * time.Millisecond})
+				ha, hb, natA, _ := w.homes()
+				a, b := w.end(ha, keyOf("b")), w.end(hb, keyOf("a"))
+				a.listen(t)
+				b.listen(t)
+				a.Peer(b.public()).Connect()
+				b.Peer(a.public()).Connect()
+				a.connected(t, b.public())
+				b.connected(t, a.public())
+				f := startFlow(t, a, b)
+				time.Sleep(time.Duration(3000+300*seed) * time.Millisecond)
+				if n := a.Peer(b.public()).linkCount(); n != 2 {
+					t.Fatalf("%d links, want two", n)
+				}
+				f.reset()
+				natA.SetPublic(netip.MustParseAddr("192.88.99.120"))
+				f.wantGap(t, "a new public address", time.Minute, 3*time.Second)
+			})
+		})
+	}
+}
+
 func TestRebindingIsNoticedByTheSilentSide(t *testing.T) {
 	for seed := range uint64(5) {
 		synctest.Test(t, func(t *testing.T) {

@@ -12,7 +12,7 @@ func (l *link) maintain(now time.Time) {
 		return
 	}
 	var due []probe
-	var lost, close bool
+	var doubted, lost, close bool
 	l.mu.Lock()
 	heard := time.Unix(0, r.heard.Load())
 	if !l.unheard.IsZero() && heard.After(l.unheard) {
@@ -33,6 +33,7 @@ func (l *link) maintain(now time.Time) {
 	if !l.checked && l.doubtful(r, now) {
 		l.prober.add(r.sock, r.remote, r.kind, 4, now)
 		l.unheard, l.checked, l.lastProbe = now, true, now
+		doubted = true
 	}
 	quiet := now.Sub(heard) >= every || every != keepAlive
 	if quiet && now.Sub(l.lastProbe) >= every {
@@ -65,6 +66,9 @@ func (l *link) maintain(now time.Time) {
 	due = append(due, more...)
 	l.mu.Unlock()
 
+	if p := l.peer.Load(); doubted && p != nil {
+		p.checkOthers(l, now)
+	}
 	l.checkMTU(r, now)
 	alive := l.maintainKeys(now)
 

@@ -434,6 +434,19 @@ func (p *Peer) chooseLocked(now time.Time) {
 	}
 }
 
+// checkOthers makes the links beside l prove that they work: what has silenced l may have silenced them, and none is to be
+// fallen back to just to find that out.
+func (p *Peer) checkOthers(l *link, now time.Time) {
+	p.mu.Lock()
+	links := slices.Clone(p.links)
+	p.mu.Unlock()
+	for _, o := range links {
+		if o != l {
+			o.check(now)
+		}
+	}
+}
+
 // replaces reports whether l should be used rather than o.
 func (p *Peer) replaces(l, o *link) bool {
 	lh, oh := l.healthy(), o.healthy()
