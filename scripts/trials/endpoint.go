@@ -22,9 +22,9 @@ import (
 
 // order is a line on the stdin of an endpoint, in Go or in JavaScript. Keys are in hex.
 type order struct {
-	Do        string   `json:"do"` // nodes, join, serve, dial, leave
+	Do        string   `json:"do"` // nodes, join, serve, dial, swarm, leave
 	Bootstrap string   `json:"bootstrap,omitempty"`
-	Addrs     []string `json:"addrs,omitempty"`      // nodes: where; the first is the bootstrap node
+	Addrs     []string `json:"addrs,omitempty"`      // nodes, swarm: where; the first node is the bootstrap node
 	RelayAt   string   `json:"relay_at,omitempty"`   // nodes: the address of a relay, if there is to be one
 	Relay     string   `json:"relay,omitempty"`      // join: the relay's key
 	RelayHost string   `json:"relay_host,omitempty"` // dial: its address, for ends that only see addresses
@@ -32,6 +32,7 @@ type order struct {
 	To        string   `json:"to,omitempty"`         // dial
 	Tunnel    bool     `json:"tunnel,omitempty"`     // dial: the other end is an omegatun
 	TimeoutMS int      `json:"timeout_ms,omitempty"`
+	WatchMS   int      `json:"watch_ms,omitempty"`  // dial: how long to count changes of path, with traffic
 	LingerMS  int      `json:"linger_ms,omitempty"` // dial: how long to wait for a direct path after a relayed one
 }
 
@@ -45,8 +46,10 @@ type answer struct {
 	EchoMS float64 `json:"echo_ms,omitempty"` // done: from dial to the echo of the first message; 0: it never came
 	// DirectMS is when a relayed connection was on a direct path; 0: never, or it was never relayed.
 	DirectMS float64  `json:"direct_ms,omitempty"`
-	Nodes    int      `json:"nodes,omitempty"` // ready: DHT nodes known
-	Local    string   `json:"local,omitempty"` // NAT classes as found
+	Switches int      `json:"switches,omitempty"` // done: changes of path while it was watched, for MS
+	Keys     []string `json:"keys,omitempty"`     // ready (swarm)
+	Nodes    int      `json:"nodes,omitempty"`    // ready: DHT nodes known
+	Local    string   `json:"local,omitempty"`    // NAT classes as found
 	Peer     string   `json:"peer,omitempty"`
 	Message  string   `json:"message,omitempty"`
 	Steps    []string `json:"steps,omitempty"` // what the product says about a slow or failed attempt
@@ -105,6 +108,8 @@ func (e *end) do(o order) error {
 			return e.tunnel(ctx, o)
 		}
 		return e.stream(ctx, o)
+	case "swarm":
+		return e.swarm(ctx, o)
 	case "leave":
 		start := time.Now()
 		err := e.leave()
@@ -327,8 +332,74 @@ func (e *end) tunnel(ctx context.Context, o order) error {
 		}
 	}
 	explain(&done, p)
+	if o.WatchMS > 0 {
+		began := time.Now()
+		done.Switches = switches(p, time.Duration(o.WatchMS)*time.Millisecond)
+		done.MS = msOf(time.Since(began))
+	}
 	done.Path = p.Status().Path.Kind.String()
 	say(done)
+	return nil
+}
+
+// switches counts changes of the path to p while packets go back and forth.
+func switches(p *session.Peer, during time.Duration) (n int) {
+	end := time.After(during)
+	look, send := time.NewTicker(10*time.Millisecond), time.NewTicker(50*time.Millisecond)
+	defer look.Stop()
+	defer send.Stop()
+	last := p.Status().Path
+	for {
+		select {
+		case <-end:
+			return n
+		case <-replies:
+		case <-send.C:
+			p.Send([][]byte{packet(question)}) //nolint:errcheck // it need not arrive
+		case <-look.C:
+			if now := p.Status().Path; now.Remote.IsValid() && now != last {
+				n, last = n+1, now
+			}
+		}
+	}
+}
+
+// swarm starts a Host at each address, which waits for the client.
+func (e *end) swarm(ctx context.Context, o order) error {
+	start := time.Now()
+	client, err := key.ParsePublic(o.Allow)
+	if err != nil {
+		return err
+	}
+	a := answer{Event: "ready"}
+	for _, text := range o.Addrs {
+		at, err := netip.ParseAddrPort(text)
+		if err != nil {
+			return err
+		}
+		id := key.Generate()
+		h, err := session.New(session.Config{
+			Identity: id, Addr: at.Addr(), Port: at.Port(), Logger: e.log,
+			DHT: dht.Config{Open: true, PublicAddr: at, Bootstrap: []string{o.Bootstrap}},
+		})
+		if err != nil {
+			return err
+		}
+		e.hosts = append(e.hosts, h)
+		if _, err := h.AddPeer(client); err != nil {
+			return err
+		}
+		l, err := h.Listen(id, session.ListenConfig{Admit: func(session.Caller) error { return nil }, Tunnels: true})
+		if err != nil {
+			return err
+		}
+		if err := l.Announced(ctx); err != nil {
+			return err
+		}
+		a.Keys = append(a.Keys, id.Public().Hex())
+	}
+	a.MS = msOf(time.Since(start))
+	say(a)
 	return nil
 }
 

@@ -45,13 +45,14 @@ func run() error {
 	var combos, jsonFile, svgFile string
 	var noRelay bool
 	if len(os.Args) < 2 {
-		return errors.New("which trials? profiles, matrix")
+		return errors.New("which trials? profiles, matrix, faults, lines, mtu, idle")
 	}
 	fs := flag.NewFlagSet(os.Args[1], flag.ExitOnError)
 	fs.StringVar(&c.bin, "bin", "", "the omegatun `command`")
 	fs.StringVar(&c.js, "js", "", "the JavaScript `program` for the ends")
 	fs.StringVar(&combos, "programs", "go:go", "client:server pairs of go and js, separated by commas")
-	fs.IntVar(&c.tries, "tries", 20, "tries of each pair")
+	fs.IntVar(&c.tries, "tries", 0, "tries of each (default 20; faults 1)")
+	fs.BoolVar(&c.long, "long", false, "faults: the long ones at full length")
 	fs.DurationVar(&c.delay, "delay", 15*time.Millisecond, "delay of each access link, each way; four of them are between two peers and back")
 	fs.BoolVar(&noRelay, "no-relay", false, "offer no relay")
 	fs.IntVar(&c.workers, "workers", 2, "pairs at a time, each in a lab of its own")
@@ -62,6 +63,12 @@ func run() error {
 		return err
 	}
 	c.relay, c.only = !noRelay, fs.Args()
+	if c.tries <= 0 {
+		c.tries = map[string]int{"faults": 1}[os.Args[1]]
+		if c.tries == 0 {
+			c.tries = 20
+		}
+	}
 	for s := range strings.SplitSeq(combos, ",") {
 		client, server, ok := strings.Cut(s, ":")
 		if !ok || strings.Trim(client+server, "gojs") != "" {
@@ -98,6 +105,14 @@ func run() error {
 		if err == nil {
 			err = c.matrix(ctx, w)
 		}
+	case "faults":
+		err = c.runFaults(ctx, w)
+	case "lines":
+		err = c.runLines(ctx, w)
+	case "mtu":
+		err = c.runMTU(ctx, w)
+	case "idle":
+		err = c.runIdle(ctx, w)
 	default:
 		err = fmt.Errorf("there are no trials %q", os.Args[1])
 	}

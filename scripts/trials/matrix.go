@@ -33,6 +33,10 @@ type pair struct {
 	classes        [2]class // of server and client; "" for a special pair
 	want           string   // the best path there can be: "direct", "relay", "lan", "none"
 	build          func(l *netlab.Lab, delay time.Duration) ([2]place, error)
+
+	line     *netlab.Impairment // of both access links
+	patience time.Duration      // for joining, announcing and connecting; 0: the usual
+	watch    time.Duration      // how long to count changes of path, in the first try
 }
 
 // allPairs returns the whole matrix and the special pairs.
@@ -44,11 +48,13 @@ func allPairs() []pair {
 			if s.class == random && c.class == random {
 				want = "relay"
 			}
-			pairs = append(pairs, pair{s.name, c.name, [2]class{s.class, c.class}, want, mixed(s.name, c.name)})
+			pairs = append(pairs, pair{
+				Server: s.name, Client: c.name, classes: [2]class{s.class, c.class}, want: want, build: mixed(s.name, c.name),
+			})
 		}
 	}
 	for _, s := range special {
-		pairs = append(pairs, pair{s.name, "", [2]class{}, s.want, s.build})
+		pairs = append(pairs, pair{Server: s.name, want: s.want, build: s.build})
 	}
 	return pairs
 }
@@ -71,7 +77,10 @@ type try struct {
 	Packets uint64   `json:"packets"` // between the sites until then
 	Message string   `json:"message,omitempty"`
 	NATs    []string `json:"nats,omitempty"`
-	Steps   []string `json:"steps,omitempty"`
+	// Switches is how often the path changed within Watched; 0 without traffic to watch.
+	Switches int      `json:"switches,omitempty"`
+	Watched  float64  `json:"watched_ms,omitempty"`
+	Steps    []string `json:"steps,omitempty"`
 }
 
 // result is what a pair of places and of implementations did.
@@ -96,6 +105,7 @@ type config struct {
 	only          []string
 	workers       int
 	verbose       bool
+	long          bool // faults at full length
 }
 
 // matrix runs the pairs, several at a time, each in a lab of its own.
@@ -185,12 +195,19 @@ func (c *config) runPair(ctx context.Context, p pair, prefix string) (results []
 	if err != nil {
 		return nil, err
 	}
+	if p.line != nil {
+		for _, e := range ends {
+			imp := *p.line
+			imp.Delay += c.delay
+			e.outer.Link.Set(imp)
+		}
+	}
 	for _, combo := range c.combos {
 		r := result{
 			Server: p.Server, Client: p.Client, ServerImpl: combo[0], ClientImpl: combo[1], Relay: c.relay, Want: p.want,
 			classes: p.classes,
 		}
-		t := trial{config: c, lab: l, ends: ends, bootstrap: o.Addrs[0], relay: ready.Key, result: &r}
+		t := trial{config: c, lab: l, ends: ends, bootstrap: o.Addrs[0], relay: ready.Key, pair: p, result: &r}
 		err := t.run(ctx)
 		if len(r.Tries) > 0 {
 			results = append(results, r)
@@ -210,6 +227,7 @@ type trial struct {
 	ends           [2]place
 	bootstrap      string
 	relay          string
+	pair           pair
 	server, client *program
 	result         *result
 }
@@ -224,7 +242,10 @@ func (t *trial) run(ctx context.Context) error {
 		return err
 	}
 	defer t.client.stop()
-	for range t.tries {
+	for i := range t.tries {
+		if i == 1 {
+			t.pair.watch = 0
+		}
 		if err := t.once(ctx); err != nil {
 			return err
 		}
@@ -242,9 +263,13 @@ func (t *trial) once(ctx context.Context) error {
 	defer func() {
 		t.both(func(p *program) error { _, err := p.ask(ctx, order{Do: "leave"}); return err }) //nolint:errcheck // the next order shows it
 	}()
+	join, announce, limit := 5*time.Second, 8*time.Second, dialLimit
+	if t.pair.patience > 0 {
+		join, announce, limit = t.pair.patience, t.pair.patience, t.pair.patience
+	}
 	var keys [2]string
 	err := t.both(func(p *program) error {
-		a, err := p.ask(ctx, order{Do: "join", Bootstrap: t.bootstrap, Relay: t.relay, TimeoutMS: 5000})
+		a, err := p.ask(ctx, order{Do: "join", Bootstrap: t.bootstrap, Relay: t.relay, TimeoutMS: int(join.Milliseconds())})
 		if p == t.client {
 			keys[1] = a.Key
 		} else {
@@ -254,7 +279,7 @@ func (t *trial) once(ctx context.Context) error {
 	})
 	if err == nil {
 		var a answer
-		if a, err = t.server.ask(ctx, order{Do: "serve", Allow: keys[1], TimeoutMS: 8000}); err == nil {
+		if a, err = t.server.ask(ctx, order{Do: "serve", Allow: keys[1], TimeoutMS: int(announce.Milliseconds())}); err == nil {
 			keys[0] = a.Key
 		}
 	}
@@ -273,7 +298,7 @@ func (t *trial) once(ctx context.Context) error {
 	}
 	o := order{
 		Do: "dial", To: keys[0], Tunnel: t.result.ServerImpl == "go" && t.result.ClientImpl == "go",
-		TimeoutMS: int(dialLimit.Milliseconds()), RelayHost: relayAddr.String(),
+		TimeoutMS: int(limit.Milliseconds()), WatchMS: int(t.pair.watch.Milliseconds()), RelayHost: relayAddr.String(),
 	}
 	if t.result.Want != "none" && t.result.Want != "relay" {
 		o.LingerMS = int(linger.Milliseconds())
@@ -312,7 +337,7 @@ func (t *trial) once(ctx context.Context) error {
 				r.Path = "direct"
 			}
 		}
-		r.Steps = done.Steps
+		r.Steps, r.Switches, r.Watched = done.Steps, done.Switches, done.MS
 	}
 	if r.OK && r.MS < 1000 && r.Direct < 5000 { // nothing to explain
 		r.Steps = nil

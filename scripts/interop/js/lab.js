@@ -47,6 +47,7 @@ const orders = {
       }
     })
     const remote = () => socket.rawStream.remoteHost + ':' + socket.rawStream.remotePort
+    const received = () => socket.rawStream && socket.rawStream.bytesReceived > 0
     const opened = await new Promise((resolve) => {
       socket.on('open', () => resolve(null))
       socket.on('error', (e) => resolve(e.code || e.message))
@@ -54,9 +55,9 @@ const orders = {
       setTimeout(() => resolve('TIMEOUT'), o.timeout_ms)
     })
     // It is open when the handshake is done, whether or not a byte of the other side ever arrives on the path.
-    while (!opened && !socket.rawBytesRead && !socket.destroyed && Date.now() - start < o.timeout_ms) await sleep(1)
+    while (!opened && !received() && !socket.destroyed && Date.now() - start < o.timeout_ms) await sleep(1)
     const ms = Date.now() - start
-    if (opened || !socket.rawBytesRead) {
+    if (opened || !received()) {
       socket.destroy()
       say({ event: 'open', ms, message: opened || 'nothing was received', ...nat })
       return
