@@ -3,9 +3,6 @@
 package interop
 
 import (
-	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"io"
 	"net/netip"
@@ -120,10 +117,10 @@ func TestStreamIsEchoedByteForByte(t *testing.T) {
 	}
 }
 
-// javaScriptClient sends size bytes to the server with that key and checks that they come back.
-func javaScriptClient(t *testing.T, s scene, key string, size int64) {
+// javaScriptClient sends size bytes to the server with that key and checks that they come back. more are further arguments.
+func javaScriptClient(t *testing.T, s scene, key string, size int64, more ...string) {
 	t.Helper()
-	js := javaScript(t, s.client, "client", s.arguments("--to="+key, fmt.Sprintf("--bytes=%d", size))...)
+	js := javaScript(t, s.client, "client", s.arguments(append(more, "--to="+key, fmt.Sprintf("--bytes=%d", size))...)...)
 	js.want(t, 20*time.Second, "key")
 	if e := js.want(t, 20*time.Second, "open"); e.Key != key {
 		t.Errorf("connected to %s, want %s", e.Key, key)
@@ -134,8 +131,8 @@ func javaScriptClient(t *testing.T, s scene, key string, size int64) {
 	wantExit(t, e2etest.Within(t, 10*time.Second), js.Process, 0)
 }
 
-// omegatunEcho starts "omegatun listen" in front of a TCP echo server and returns the key as hex.
-func omegatunEcho(t *testing.T, s scene) (key string) {
+// omegatunEcho starts "omegatun listen" in front of a TCP echo server and returns the key as hex. via are keys of relays.
+func omegatunEcho(t *testing.T, s scene, via ...string) (key string) {
 	t.Helper()
 	addr := netip.MustParseAddrPort("127.0.0.1:7007")
 	ln, err := s.server.Listen("tcp", addr)
@@ -161,6 +158,9 @@ func omegatunEcho(t *testing.T, s scene) (key string) {
 		<-served
 	})
 	p := e2etest.Peer(t, s.server, s.bootstrap)
+	for _, k := range via {
+		useRelay(t, p, k)
+	}
 	listening := make(chan string, 1)
 	l, err := s.server.Start(netlab.Cmd{
 		Args: p.Args("listen", "--allow", "any", "--tcp", addr.String()),
@@ -198,26 +198,4 @@ func hexKey(t *testing.T, p *peer.Peer) string {
 		t.Fatal(err)
 	}
 	return id.Hex
-}
-
-// omegatunClient sends size bytes with "omegatun connect" and checks that they come back.
-func omegatunClient(t *testing.T, s scene, key string, size int64) {
-	t.Helper()
-	p := e2etest.Peer(t, s.client, s.bootstrap)
-	back := sha256.New()
-	c, err := s.client.Start(netlab.Cmd{
-		Args:   p.Args("connect", key),
-		Stdin:  peer.Random(1, size),
-		Stdout: back,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	e2etest.LogOnFailure(t, c)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	wantExit(t, ctx, c, 0)
-	if got, want := hex.EncodeToString(back.Sum(nil)), peer.Sum(1, size); got != want {
-		t.Errorf("what came back has the checksum %s, want %s", got, want)
-	}
 }

@@ -1,5 +1,5 @@
 // Connects, sends bytes, and expects the same back.
-//   node client.js --bootstrap=host:port --to=key --bytes=n [--seed=n] [--host=address] [--hold=ms]
+//   node client.js --bootstrap=host:port --to=key --bytes=n [--seed=n] [--host=address] [--relay=key] [--hold=ms]
 // With --hold it sends nothing and only watches the open connection for that long. Prints {"event":"key","key"},
 // {"event":"open","key","remote","ms"}, and at the end {"event":"done","sent","received","same"}, or
 // {"event":"error","message"}. The exit status is 0 only after "done" with "same".
@@ -12,7 +12,7 @@ async function main () {
   const { dht, keyPair } = await start(o)
   say({ event: 'key', key: keyPair.publicKey.toString('hex') })
   const begin = Date.now()
-  const socket = dht.connect(Buffer.from(o.to, 'hex'), { keyPair })
+  const socket = dht.connect(Buffer.from(o.to, 'hex'), { keyPair, relayThrough: o.relay ? Buffer.from(o.relay, 'hex') : null })
   let finished = false
   const finish = (event, code) => {
     if (finished) return

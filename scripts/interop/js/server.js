@@ -1,5 +1,5 @@
 // An echo server.
-//   node server.js --bootstrap=host:port [--seed=n] [--host=address] [--allow=key]
+//   node server.js --bootstrap=host:port [--seed=n] [--host=address] [--allow=key] [--relay=key]
 // Prints {"event":"ready","key"} when announced, {"event":"connection","key","remote"} for each connection, and
 // {"event":"end"} or {"event":"error","message"} when one is over. With --allow everybody else is refused.
 'use strict'
@@ -9,7 +9,7 @@ async function main () {
   const o = options()
   const { dht, keyPair } = await start(o)
   const firewall = (key) => Boolean(o.allow) && key.toString('hex') !== o.allow
-  const server = dht.createServer({ firewall }, (socket) => {
+  const server = dht.createServer({ firewall, relayThrough: o.relay ? Buffer.from(o.relay, 'hex') : null }, (socket) => {
     const { remoteHost, remotePort } = socket.rawStream
     say({ event: 'connection', key: socket.remotePublicKey.toString('hex'), remote: remoteHost + ':' + remotePort })
     socket.on('error', (e) => say({ event: 'error', message: e.code || e.message }))
