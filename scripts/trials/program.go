@@ -70,7 +70,7 @@ func (p *program) ask(ctx context.Context, o order) (answer, error) {
 }
 
 // answerLimit is how long an endpoint may take beyond the time that it was given.
-const answerLimit = 60 * time.Second
+const answerLimit = 150 * time.Second
 
 // next waits for the next answer.
 func (p *program) next(ctx context.Context) (answer, error) {
