@@ -430,3 +430,29 @@ func TestRelayTells(t *testing.T) {
 		t.Errorf("relay after Ctrl-C: exit status %d, want 0", status)
 	}
 }
+
+func TestNetcheckOnLoopback(t *testing.T) {
+	t.Parallel()
+	bootstrap := "--bootstrap=" + network(t)
+	state := filepath.Join(t.TempDir(), "state")
+	status, out, talk := output(t, nil, "--state", state, bootstrap, "--json", "netcheck")
+	var r struct {
+		Schema   int
+		UDP      bool
+		NAT      struct{ Mapping, Public string }
+		Findings []struct{ Check, Status string }
+	}
+	if err := json.Unmarshal(out, &r); err != nil || status != 0 {
+		t.Fatalf("netcheck: exit status %d, %v\n%s%s", status, err, out, talk)
+	}
+	if r.Schema != 1 || !r.UDP || r.NAT.Mapping != "none" || r.NAT.Public != "127.0.0.1" || r.Findings[0].Check != "udp" || r.Findings[0].Status != "ok" {
+		t.Errorf("netcheck: %s", out)
+	}
+	if exists(state) {
+		t.Error("netcheck has made a state folder")
+	}
+	status, out, talk = output(t, nil, "--state", state, "--bootstrap=127.0.0.1:9", "netcheck")
+	if status != int(exit.Timeout) || !strings.Contains(string(out), "udp           bad") || !strings.Contains(talk, "try: ") {
+		t.Errorf("netcheck without a DHT: exit status %d\n%s%s", status, out, talk)
+	}
+}

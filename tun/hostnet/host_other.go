@@ -78,6 +78,11 @@ func Current() (State, error) {
 	return s, nil
 }
 
+// Look fails with [ErrUnsupported].
+func Look([]netip.Prefix) (Neighbours, error) {
+	return Neighbours{}, fmt.Errorf("hostnet: look around: %w", ErrUnsupported)
+}
+
 // Watch fails with [ErrUnsupported].
 func Watch(context.Context) (<-chan State, error) {
 	return nil, fmt.Errorf("hostnet: watch: %w", ErrUnsupported)
