@@ -30,9 +30,10 @@
 //
 // # Limitations
 //
+//   - Multicast reaches one LAN, and hosts only.
 //   - Only UDP. There is no ICMP: a packet that is too big or expires is dropped in silence, and so is one
 //     to a port where nobody listens.
 //   - IP fragments do not exist; every packet is sent as if DF were set.
 //   - Latency across the core is the same for each pair; cables make hosts near and far.
-//   - A NAT has one public address, and unlimited memory. It translates one family and routes the other.
+//   - A NAT has one public address, and unlimited memory.
 package lab
