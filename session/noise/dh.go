@@ -9,6 +9,8 @@ import (
 
 	"filippo.io/edwards25519"
 	flynn "github.com/flynn/noise"
+
+	"omegatun/dht/key"
 )
 
 // keySize is the length of a public key and of a shared secret in bytes.
@@ -104,4 +106,16 @@ func decodePoint(public []byte) (*edwards25519.Point, error) {
 		return nil, ErrKey
 	}
 	return p, nil
+}
+
+// Shared returns the Diffie-Hellman of two static keys, which is also mixed into message 1 (ss): a secret that the owners of both
+// keys have without having talked, and nobody else. It is to be hashed before use. The error wraps [ErrKey].
+func Shared(local key.Private, remote key.Public) (shared [keySize]byte, err error) {
+	seed := local.Seed()
+	defer clear(seed[:])
+	b, err := new(dh).DH(keyPair(seed[:]).Private, remote[:])
+	if err != nil {
+		return shared, err
+	}
+	return [keySize]byte(b), nil
 }
