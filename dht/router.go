@@ -154,6 +154,13 @@ type HandshakeRequest struct {
 	mode    relayMode
 	relay   netip.AddrPort // where an answer by way of a second relay goes
 	replied atomic.Bool
+	answer  func(noise []byte) error // nil: the question came over the DHT
+}
+
+// NewHandshakeRequest returns a request that came to socket s from the client itself, and not over the DHT. answer sends the
+// second message.
+func NewHandshakeRequest(noise []byte, client netip.AddrPort, s Socket, answer func(noise []byte) error) *HandshakeRequest {
+	return &HandshakeRequest{Noise: noise, Client: client, Direct: true, From: client, To: s.LocalAddr(), Socket: s, answer: answer}
 }
 
 // handshakeForUs hands m to the server of a.
@@ -182,6 +189,9 @@ func (n *Node) handshakeForUs(a *Announcement, in *incoming, m *handshakeMessage
 func (r *HandshakeRequest) Reply(s Socket, noise []byte) error {
 	if r.replied.Swap(true) {
 		return errReplied
+	}
+	if r.answer != nil {
+		return r.answer(noise)
 	}
 	if r.Direct {
 		return r.n.answerFrom(r.in, s, r.in.from, handshakeMessage{mode: toClient, noise: noise}.encode(), true)

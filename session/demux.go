@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"omegatun/session/beacon"
 	"omegatun/session/relay"
 	"omegatun/session/tunnel"
 )
@@ -57,13 +58,15 @@ func (h *Host) dispatch(s Socket, b []byte, from netip.AddrPort, in *inbound, no
 		if sink != nil { // on the main sockets probes mean nothing
 			sink.handle(s, from)
 		}
+	case beacon.Is(b):
+		h.lan.handshake(s, b, from)
 	case tunnel.IsDatagram(b):
 		h.tunnelled(s, b, from, in, now)
 	case b[0] == 0xff && b[1] == 1:
 		if in.relayed == nil || !in.relayed.Add(s, b, from) {
 			h.mux.Receive(s, b, from)
 		}
-	case (b[0] == 0x03 || b[0] == 0x13) && from.Addr().Is4():
+	case b[0] == 0x03 || b[0] == 0x13:
 		h.node.Receive(s, b, from)
 	default:
 		h.dropped.Add(1)

@@ -13,6 +13,7 @@
 // A datagram that arrives on any socket is told apart by its first bytes:
 //
 //	length 0 or 1   a probe, for the punching attempt that owns the socket
+//	bf              a beacon's handshake (package beacon)
 //	be              a tunnel datagram: receiver index → link → open → Config.Inbound
 //	ff 01           UDX: stream id → stream
 //	03, 13          a request or response of the DHT
@@ -38,12 +39,6 @@
 // The stream of a tunnel session follows the tunnel's path. A plain one follows its peer to another address once the peer has proved
 // itself there with a MAC under the keys of the handshake; packets from elsewhere are dropped until then. npm hyperdht has no such
 // thing, and ignores it.
-//
-// # IPv6 and mapped ports
-//
-// Both sides of a tunnel name their IPv6 addresses, and the port that their router forwards (package portmap), in the handshake and
-// again in the control channel whenever they change. They are candidates like any other. Of two direct paths, one of each family, the one with
-// the shorter round trip is used, if it is shorter by an eighth and 2 ms; the other stands by.
 //
 // # Relays
 //
@@ -85,6 +80,13 @@
 // and large ones are not, the search begins anew at once. Ten minutes later larger sizes are tried again. Packets that are too long,
 // among them those of the control stream, travel in parts meanwhile; what a path carries whole is [Peer.MTU].
 //
+// # Local networks
+//
+// While a listed peer has no connection over a local network, beacons go to a multicast group on every interface, by which only
+// that peer recognises us: see package beacon. Who hears one shakes hands straight with the sender's address: no DHT is
+// needed. A connection that exists tries the address instead. A peer that is connected costs no beacons, one that is missed about two
+// a minute.
+//
 // # Explanation
 //
 // Each attempt to connect keeps an account of its stages, NAT classes, outcome and remedy: see [Peer.Attempts].
@@ -92,14 +94,14 @@
 // # Goroutines
 //
 // One a socket receives, and runs everything that an arriving datagram causes up to and including
-// Config.Inbound. One a Host looks after the links twice a second. An attempt to connect and a handshake being
+// Config.Inbound. One hears each multicast group, and one sends beacons. One a Host looks after the links twice a second. An attempt to connect and a handshake being
 // answered have one each, while they last; so has the control channel of a connected peer. A
 // peer that is not connected has none.
 // Close waits for all of them.
 //
 // # Limitations
 //
-//   - Peers are found over IPv4 only, as HyperDHT has it: see [Host.IPv6Only]. Plain streams are IPv4 altogether.
+//   - Paths are IPv4. Port mapping and IPv6 candidates do not exist yet.
 //   - A relayed path does not survive a change of our own address: another handshake takes its place.
 //   - Datagrams of a relayed path are received one by one.
 package session

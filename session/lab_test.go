@@ -72,8 +72,7 @@ type world struct {
 	t         *testing.T
 	net       *lab.Network
 	bootstrap []string
-	relays    []key.Public  // that hosts started now meet others at
-	change    func(*Config) // of hosts started now; nil: none
+	relays    []key.Public // that hosts started now meet others at
 }
 
 const worldNodes = 6
@@ -110,9 +109,6 @@ func (w *world) host(at *lab.Host, cfg Config) *Host {
 	if cfg.DHT.Bootstrap == nil {
 		cfg.DHT.Bootstrap = w.bootstrap
 	}
-	if w.change != nil {
-		w.change(&cfg)
-	}
 	h, err := New(cfg)
 	if err != nil {
 		w.t.Fatalf("host %s: %v", at.Name(), err)
@@ -124,4 +120,38 @@ func (w *world) host(at *lab.Host, cfg Config) *Host {
 		w.t.Fatalf("host %s is not ready: %v", at.Name(), err)
 	}
 	return h
+}
+
+// labGroup makes a lab socket a Group.
+type labGroup struct {
+	*lab.Conn
+	group netip.AddrPort
+}
+
+func (n labNetwork) ListenGroup(group netip.AddrPort) (Group, error) {
+	c, err := n.host.ListenGroup(group)
+	if err != nil {
+		return nil, err
+	}
+	return &labGroup{c, group}, nil
+}
+
+func (g *labGroup) Refresh() []netip.Addr {
+	var list []netip.Addr
+	for _, a := range g.Host().Addrs() {
+		if a.Is4() == g.group.Addr().Is4() {
+			list = append(list, a)
+		}
+	}
+	return list
+}
+
+func (g *labGroup) SendFrom(b []byte, from netip.Addr) error { return g.WriteFrom(b, from) }
+
+func (g *labGroup) Receive(b []byte) (int, netip.AddrPort, error) {
+	n, from, err := g.ReadFromUDPAddrPort(b)
+	if err != nil {
+		return 0, netip.AddrPort{}, net.ErrClosed
+	}
+	return n, from, nil
 }

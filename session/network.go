@@ -85,6 +85,9 @@ func (s *osSocket) Receive() (Batch, error) {
 	return s.batch, nil
 }
 
+// ListenGroup implements GroupNetwork.
+func (osNetwork) ListenGroup(group netip.AddrPort) (Group, error) { return udp.ListenGroup(group) }
+
 func (osNetwork) Addrs() []netip.Addr {
 	ifaces, err := net.Interfaces()
 	if err != nil {

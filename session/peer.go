@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
-	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -76,6 +75,7 @@ type Peer struct {
 	connected int           // how many times
 	attempts  []*account    // latest last
 	announced Announced     // by the peer; slices are replaced, not changed
+	neighbour neighbour     // where it was heard last on a local network
 }
 
 // AddPeer lists a peer: it may open tunnels to us, and [Peer.Send] may open one to it. Adding it again
@@ -97,6 +97,7 @@ func (h *Host) AddPeer(k key.Public) (*Peer, error) {
 		changed: make(chan struct{}), retry: make(chan struct{}, 1),
 	}
 	h.peers[k] = p
+	h.lan.changed()
 	return p, nil
 }
 
@@ -125,6 +126,7 @@ func (h *Host) RemovePeer(k key.Public) {
 	p := h.peers[k]
 	delete(h.peers, k)
 	h.mu.Unlock()
+	h.lan.forget(k)
 	if p != nil {
 		p.remove(true)
 	}
@@ -159,6 +161,13 @@ func (p *Peer) Connect() {
 	p.wanted = true
 	p.mu.Unlock()
 	p.dial()
+}
+
+// Expect is Connect without looking for the peer in the DHT: it is connected when it calls, or is heard on a local network.
+func (p *Peer) Expect() {
+	p.mu.Lock()
+	p.wanted = true
+	p.mu.Unlock()
 }
 
 // Disconnect ends the connection and stops looking for the peer. Packets for it, and its own calls, connect again.
@@ -264,9 +273,15 @@ func (p *Peer) dialUntilConnected(ctx context.Context) {
 		}
 		var err error
 		if ctx.Err() == nil {
-			_, err = h.dial(ctx, dialing{
-				local: h.cfg.Identity, remote: p.key, tunnel: true, needless: p.sound,
-			})
+			at, near := p.neighbourAddr()
+			if near {
+				err = p.dialNeighbour(ctx, at)
+			}
+			if !near || err != nil {
+				_, err = h.dial(ctx, dialing{
+					local: h.cfg.Identity, remote: p.key, tunnel: true, needless: p.sound,
+				})
+			}
 			<-h.dials
 			if err == nil { // linkUp has given the link to the peer
 				p.dialEnded(nil)
@@ -338,13 +353,6 @@ func (p *Peer) heardOf(b []byte, all bool) (Announced, error) {
 	return a, err
 }
 
-// endpoints returns the addresses that the peer has announced.
-func (p *Peer) endpoints() []Endpoint {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.announced.Endpoints
-}
-
 // changeLocked wakes those who wait for a change of state. p.mu is held.
 func (p *Peer) changeLocked() {
 	p.since = time.Now()
@@ -405,6 +413,7 @@ func (p *Peer) linkClosed(l *link) {
 		p.host.event(PeerEvent{Peer: p, Err: l.cause()})
 	}
 	if wanted && p.host.ctx.Err() == nil {
+		p.host.lan.changed()
 		p.dial()
 	}
 }
@@ -530,11 +539,9 @@ type PeerStatus struct {
 	Replayed  uint64 // datagrams that had been received before, or too long ago
 	Err       error  // why the last attempt to connect failed; nil once connected
 
-	Epoch     uint64         // number of the keys in use: 0 are those of the handshake
-	KeyAge    time.Duration  // of the keys in use
-	Observed  netip.AddrPort // our address as the peer sees it on the path in use; invalid: not known, or relayed
-	Mapped    bool           // the path leads through a port that one of the two routers forwards
-	Announced Announced      // what the peer says about itself, when it was last connected; not to be changed
+	Epoch     uint64        // number of the keys in use: 0 are those of the handshake
+	KeyAge    time.Duration // of the keys in use
+	Announced Announced     // what the peer says about itself, when it was last connected; not to be changed
 }
 
 // Status returns a snapshot.
@@ -566,12 +573,6 @@ func (p *Peer) Status() PeerStatus {
 	}
 	if r := l.cur.Load(); r != nil {
 		s.Path, s.RTT, s.MTU = r.path(), time.Duration(r.rtt.Load()), p.MTU()
-		if o := r.observed.Load(); o != nil {
-			s.Observed = *o
-		}
-		external, ok := p.host.mapped()
-		s.Mapped = ok && s.Observed == external ||
-			slices.Contains(s.Announced.Endpoints, Endpoint{EndpointMapped, s.Path.Remote})
 	}
 	return s
 }
