@@ -29,6 +29,7 @@ of them optional. A setting that is not known is an error.
   ipv4 = "10.64.0.7"                   # instead of the address that follows from the key
   bootstrap = ["203.0.113.9:49737"]    # DHT nodes to start from; default: the public network
   relay = true                         # relay between listed peers that have no direct path
+  lan = false                          # do not look for listed peers on local networks
 
   [[peer]]                             # a machine that may connect; any number of these
   key = "hg5f75r47ejditzoynds6zdpkeqsnpjk87errjfn17iaojrgofko"
@@ -84,7 +85,7 @@ func newConfigShow(e *env) *cobra.Command {
 		Short: "Print the configuration as it is used",
 		Long: `Prints the configuration as it is used: the file, the peers listed by "omegatun add", and
 the defaults, in the form of the file. With --json:
-  {"schema":1,"name","port","interface","ipv4","bootstrap","relay",
+  {"schema":1,"name","port","interface","ipv4","bootstrap","relay","lan",
    "peers":[{"key","name","ipv6","ipv4","relay","file","line"}]}
 where a bootstrap of null is the public network.`,
 		Example: `  omegatun config show
@@ -109,7 +110,7 @@ where a bootstrap of null is the public network.`,
 			return e.print(
 				object{
 					"name": machineName(c), "port": c.Port, "interface": c.Interface, "ipv4": c.IPv4,
-					"bootstrap": c.Bootstrap, "relay": c.Relay, "peers": peers,
+					"bootstrap": c.Bootstrap, "relay": c.Relay, "lan": !c.NoLAN, "peers": peers,
 				}, configText(c))
 		},
 	}
@@ -139,6 +140,9 @@ func configText(c *config.Config) string {
 	}
 	if c.Relay {
 		b.WriteString("relay = true\n")
+	}
+	if c.NoLAN {
+		b.WriteString("lan = false\n")
 	}
 	for _, p := range c.Peers {
 		fmt.Fprintf(&b, "\n[[peer]]  # from %v\nkey = %q\n", p.From, p.Key)

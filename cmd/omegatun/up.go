@@ -43,7 +43,8 @@ With --json, one object a line:
 
 Exit status 0: it was up, and everything is undone. 1: no interface can be made, or the
 UDP port is taken. 2: wrong arguments or configuration. 4: a permission is missing. 5: no
-such peer. 9: no DHT node answers.`,
+such peer. 9: no DHT node answers, and there is nobody on the local network. If peers are
+listed (omegatun add), it waits for either instead.`,
 		Example: `  sudo omegatun up hg5f75r47ejditzoynds6zdpkeqsnpjk87errjfn17iaojrgofko
   sudo omegatun up desk
   sudo omegatun up`,

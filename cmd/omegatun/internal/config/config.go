@@ -7,6 +7,7 @@
 //	ipv4 = "10.64.0.7"                         # instead of the address that follows from the key
 //	bootstrap = ["203.0.113.9:49737"]          # DHT nodes to start from; missing: the public network
 //	relay = true                               # relay between listed peers that have no direct path
+//	lan = false                                # do not look for listed peers on local networks, nor answer them there
 //
 //	[[peer]]
 //	key = "…"                                  # 52 characters of z-base-32, or 64 hex digits
@@ -44,6 +45,7 @@ type Config struct {
 	IPv4      netip.Addr // of this machine; zero: what follows from its key
 	Bootstrap []string   // host:port or ip@host:port; nil: the public network
 	Relay     bool       // relay between listed peers
+	NoLAN     bool       // do not look for peers on local networks
 	Peers     Peers      // in the order of the files, the person's first
 }
 
@@ -77,6 +79,7 @@ type file struct {
 	IPv4      *string   `toml:"ipv4"`
 	Bootstrap *[]string `toml:"bootstrap"`
 	Relay     *bool     `toml:"relay"`
+	LAN       *bool     `toml:"lan"`
 	Peer      []peer    `toml:"peer"`
 }
 
@@ -149,7 +152,7 @@ func (c *Config) add(path, text string, peersOnly bool) error {
 		return bad(at.find(k), "%q is not a setting that omegatun knows", k.String()).
 			WithTry("remove the line; omegatun help config lists all settings")
 	}
-	if peersOnly && (f.Name != nil || f.Port != nil || f.Interface != nil || f.IPv4 != nil || f.Bootstrap != nil || f.Relay != nil) {
+	if peersOnly && (f.Name != nil || f.Port != nil || f.Interface != nil || f.IPv4 != nil || f.Bootstrap != nil || f.Relay != nil || f.LAN != nil) {
 		return bad("", "this file is for peers only")
 	}
 
@@ -186,6 +189,9 @@ func (c *Config) add(path, text string, peersOnly bool) error {
 	}
 	if f.Relay != nil {
 		c.Relay = *f.Relay
+	}
+	if f.LAN != nil {
+		c.NoLAN = !*f.LAN
 	}
 
 	byKey, byName := c.Peers.indexed()

@@ -42,7 +42,7 @@ func TestLoadWithoutFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Interface != "" || c.Name != "" || c.Bootstrap != nil || len(c.Peers) != 0 || c.Port != 0 {
+	if c.Interface != "" || c.Name != "" || c.Bootstrap != nil || len(c.Peers) != 0 || c.Port != 0 || c.NoLAN {
 		t.Errorf("Load without files: %+v, want the defaults", c)
 	}
 	if _, err := Load(filepath.Join(t.TempDir(), "x"), true, ""); exit.From(err).Code != exit.Usage {
@@ -58,6 +58,7 @@ interface = "om1"
 ipv4 = "10.64.0.7"
 bootstrap = ["a.example:1", "10.0.0.1@b.example:2"]
 relay = true
+lan = false
 [[peer]]
 key = %q
 name = "desk"
@@ -72,7 +73,7 @@ ipv4 = "10.64.0.8"
 		t.Fatal(err)
 	}
 	if c.Name != "laptop" || c.Port != 4000 || c.Interface != "om1" || c.IPv4 != netip.MustParseAddr("10.64.0.7") ||
-		!slices.Equal(c.Bootstrap, []string{"a.example:1", "10.0.0.1@b.example:2"}) || !c.Relay {
+		!slices.Equal(c.Bootstrap, []string{"a.example:1", "10.0.0.1@b.example:2"}) || !c.Relay || !c.NoLAN {
 		t.Errorf("Load: %+v", c)
 	}
 	if relays := c.Peers.Relays(); !slices.Equal(relays, []key.Public{testKey(1)}) {
@@ -84,8 +85,8 @@ ipv4 = "10.64.0.8"
 		ipv4 string
 		line int
 	}{
-		{testKey(1), "desk", "invalid IP", 8}, // the person's file has the last word
-		{testKey(2), "", "10.64.0.8", 12},
+		{testKey(1), "desk", "invalid IP", 9}, // the person's file has the last word
+		{testKey(2), "", "10.64.0.8", 13},
 		{testKey(3), "lab", "invalid IP", 4},
 	}
 	if len(c.Peers) != len(want) {

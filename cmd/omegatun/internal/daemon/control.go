@@ -58,6 +58,9 @@ func (d *Daemon) Status(context.Context) (*control.Status, error) {
 	d.mu.Lock()
 	s.Self.IPv4 = d.addr4
 	s.Self.Notes = slices.Clone(d.notes)
+	if d.offline != "" {
+		s.Self.Notes = append(s.Self.Notes, d.offline)
+	}
 	listed := d.listedLocked()
 	members := make([]*member, 0, len(listed))
 	for _, p := range listed {
@@ -290,7 +293,7 @@ func (d *Daemon) Reload(context.Context) error {
 	})
 	d.mu.Unlock()
 	d.apply(settings)
-	d.connectListed()
+	d.connectListed((*session.Peer).Connect)
 	return nil
 }
 

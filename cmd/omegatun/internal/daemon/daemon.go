@@ -104,6 +104,7 @@ type Daemon struct {
 	extra    []key.Public // admitted without being listed
 	peers    map[key.Public]*member
 	notes    []string
+	offline  string // why the DHT is not asked for peers; empty: it is
 }
 
 // member is a peer that is admitted.
@@ -217,10 +218,8 @@ func (d *Daemon) run(ctx context.Context, undo *closers) error {
 	if err := d.openHost(undo); err != nil {
 		return err
 	}
-	if err := Join(ctx, d.host, d.cfg.Bootstrap); err != nil {
-		return err
-	}
-	d.log.Info("joined", "nodes", d.host.Node().Info().Nodes)
+	joined := make(chan error, 1)
+	wg.Go(func() { joined <- d.join(ctx) })
 	if err := d.setUpHost(undo); err != nil {
 		return err
 	}
@@ -236,7 +235,7 @@ func (d *Daemon) run(ctx context.Context, undo *closers) error {
 	if err := d.listen(ctx, &wg); err != nil {
 		return err
 	}
-	d.connectListed()
+	d.connectListed((*session.Peer).Expect)
 	d.watch(ctx, &wg)
 
 	remember := time.NewTimer(rememberFirst)
@@ -246,6 +245,11 @@ func (d *Daemon) run(ctx context.Context, undo *closers) error {
 		case <-remember.C:
 			Remember(d.host, d.cfg.State, d.log)
 			remember.Reset(rememberEvery)
+		case err := <-joined:
+			if err != nil {
+				return err
+			}
+			d.connectListed((*session.Peer).Connect)
 		case err := <-broken:
 			return exit.New(exit.Other, "the interface %s is gone: %w", d.device.Name(), err).WithTry("omegatun up, again")
 		case <-ctx.Done():
@@ -305,12 +309,12 @@ func (d *Daemon) openHost(undo *closers) error {
 		DHT:      dht.Config{Bootstrap: d.cfg.Bootstrap},
 		Inbound:  d.deliver,
 		Avoid:    d.isVirtual,
-		Gateway:  hostnet.Gateway,
 		OnPeer:   d.peerChanged,
 		MTU:      d.mtu,
 		OnMTU:    d.mtuChanged,
 		Logger:   d.log,
 	}
+	cfg.NoBeacons = d.settings.NoLAN
 	if d.settings.Relay {
 		cfg.Relay = &relay.Config{}
 	}

@@ -10,6 +10,7 @@ import (
 	"omegatun/cmd/omegatun/internal/exit"
 	"omegatun/dht/key"
 	"omegatun/routes"
+	"omegatun/session"
 	"omegatun/tun/hostnet"
 )
 
@@ -158,8 +159,8 @@ func (d *Daemon) dismiss(m *member) error {
 	return errors.Join(problems...)
 }
 
-// connectListed connects to the peers that are to be kept connected.
-func (d *Daemon) connectListed() {
+// connectListed connects, in the given way, to the peers that are to be kept connected.
+func (d *Daemon) connectListed(connect func(*session.Peer)) {
 	d.mu.Lock()
 	var peers []*member
 	if len(d.peers) <= keptConnected {
@@ -173,7 +174,7 @@ func (d *Daemon) connectListed() {
 	}
 	d.mu.Unlock()
 	for _, m := range peers {
-		m.session.Connect()
+		connect(m.session)
 	}
 }
 
