@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -92,6 +93,13 @@ func run() error {
 	defer stop()
 
 	results := make(map[string][]figures)
+	missing := make(map[string]string)
+	for _, name := range o.systems {
+		if why, err := os.ReadFile(filepath.Join(o.bin, name+".missing")); err == nil {
+			missing[name] = strings.TrimSpace(string(why))
+		}
+	}
+	o.systems = slices.DeleteFunc(o.systems, func(name string) bool { return missing[name] != "" })
 	for round := range o.rounds {
 		for i := range o.systems {
 			name := o.systems[(i+round)%len(o.systems)]
@@ -107,6 +115,7 @@ func run() error {
 		}
 	}
 	report := newReport(&o, results)
+	report.Missing = missing
 	report.print(os.Stdout)
 	if o.json != "" {
 		b, err := json.MarshalIndent(report, "", "  ")
@@ -134,8 +143,13 @@ func measure(ctx context.Context, o *options, name, prefix string) (f figures, e
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
-	b := &bed{o: o, lab: lab, dir: dir}
-	if b.a, b.b, err = lab.Pair("a", addrA, "b", addrB, o.plain); err != nil {
+	b := &bed{o: o, system: name, lab: lab, dir: dir}
+	if routed[name] {
+		err = b.sites()
+	} else {
+		b.a, b.b, err = lab.Pair("a", addrA, "b", addrB, o.plain)
+	}
+	if err != nil {
 		return nil, err
 	}
 	start := starters[name]

@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"html"
 	"io"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,6 +43,7 @@ var columns = []column{
 	{"idle_mib", "MiB", "%.1f", false, ""},
 	{"loaded_mib", "peak", "%.1f", false, ""},
 	{"connect_s", "conn s", "%.3f", false, ""},
+	{"binary_mib", "bin MiB", "%.1f", false, ""},
 }
 
 // report is what is stored.
@@ -53,6 +56,7 @@ type report struct {
 	Order   []string             `json:"order"`
 	Median  map[string]figures   `json:"median"`
 	Size    map[string]int64     `json:"binary_bytes"`
+	Missing map[string]string    `json:"missing,omitempty"` // what was to be measured and could not, and why
 	All     map[string][]figures `json:"all"`
 }
 
@@ -79,11 +83,23 @@ func newReport(o *options, all map[string][]figures) *report {
 		for k, v := range values {
 			r.Median[name][k] = quantile(v, 0.5)
 		}
-		if info, err := os.Stat(filepath.Join(o.bin, name)); err == nil {
+		if info, err := os.Stat(filepath.Join(o.bin, program(name))); err == nil {
 			r.Size[name] = info.Size()
+			r.Median[name]["binary_mib"] = float64(info.Size()) / (1 << 20)
 		}
 	}
 	return r
+}
+
+// program returns the file that a system runs.
+func program(system string) string {
+	switch system {
+	case "omegatun-chacha", "omegatun-relay":
+		return "omegatun"
+	case "null-cipher":
+		return "omegatun-null"
+	}
+	return system
 }
 
 func machine() string {
@@ -91,7 +107,9 @@ func machine() string {
 	if unix.Uname(&u) != nil {
 		return runtime.GOARCH
 	}
-	return fmt.Sprintf("%d processors, %s, Linux %s", runtime.NumCPU(), runtime.GOARCH, unix.ByteSliceToString(u.Release[:]))
+	control, _ := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control") // namespaces begin with that of the machine
+	return fmt.Sprintf("%d processors, %s, Linux %s, TCP with %s", runtime.NumCPU(), runtime.GOARCH,
+		unix.ByteSliceToString(u.Release[:]), strings.TrimSpace(string(control)))
 }
 
 // reference is what ratios are taken to.
@@ -100,13 +118,13 @@ const reference = "wireguard-go"
 // print writes the medians, and the ratios to the reference, as a table.
 func (r *report) print(w io.Writer) {
 	fmt.Fprintf(w, "%s; %s; medians of %d rounds\n", r.Machine, r.Cable, r.Rounds)
-	fmt.Fprintf(w, "%-14s", "")
+	fmt.Fprintf(w, "%-16s", "")
 	for _, c := range columns {
 		fmt.Fprintf(w, "%9s", c.title)
 	}
 	fmt.Fprintln(w)
 	line := func(name string, value func(column) (float64, bool), format string) {
-		fmt.Fprintf(w, "%-14s", name)
+		fmt.Fprintf(w, "%-16s", name)
 		for _, c := range columns {
 			f := format
 			if f == "" {
@@ -122,6 +140,9 @@ func (r *report) print(w io.Writer) {
 	}
 	for _, name := range r.Order {
 		line(name, func(c column) (float64, bool) { v, ok := r.Median[name][c.name]; return v, ok }, "")
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.Missing)) {
+		fmt.Fprintf(w, "%-16s not measured: %s\n", name, r.Missing[name])
 	}
 	if r.Median[reference] == nil {
 		return

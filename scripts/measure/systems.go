@@ -25,6 +25,8 @@ import (
 var (
 	addrA = netip.MustParsePrefix("192.88.99.101/24")
 	addrB = netip.MustParsePrefix("192.88.99.102/24")
+
+	addrRelay = netip.MustParseAddr("192.88.99.110") // of a machine between them
 )
 
 // The addresses inside those tunnels that let us choose.
@@ -38,22 +40,54 @@ const tunnelMTU = "1420"
 // bed is two hosts with a tunnel between them.
 type bed struct {
 	o       *options
+	system  string
 	lab     *netlab.Lab
 	dir     string
 	a, b    *netlab.Net
-	from    netip.Addr // a's address inside the tunnel
-	to      netip.Addr // b's
+	middle  *netlab.Net // reached by both, which do not reach each other; nil: a cable joins them
+	from    netip.Addr  // a's address inside the tunnel
+	to      netip.Addr  // b's
 	daemons []*netlab.Process
 }
 
 // starters start each system, and set from, to and daemons.
 var starters = map[string]func(context.Context, *bed) error{
-	"veth":         startNothing,
-	"omegatun":     func(ctx context.Context, b *bed) error { return startOmegatun(ctx, b, "omegatun") },
-	"omegatun-old": func(ctx context.Context, b *bed) error { return startOmegatun(ctx, b, "omegatun-old") },
-	"null-cipher":  func(ctx context.Context, b *bed) error { return startOmegatun(ctx, b, "omegatun-null") },
-	"wireguard-go": func(ctx context.Context, b *bed) error { return startWireGuard(ctx, b, "wireguard-go") },
-	"nebula":       startNebula,
+	"veth":            startNothing,
+	"omegatun":        func(ctx context.Context, b *bed) error { return startOmegatun(ctx, b, "omegatun", b.o.prefix) },
+	"omegatun-old":    func(ctx context.Context, b *bed) error { return startOmegatun(ctx, b, "omegatun-old", nil) },
+	"omegatun-chacha": func(ctx context.Context, b *bed) error { return startOmegatun(ctx, b, "omegatun", withoutAES) },
+	"omegatun-relay":  startRelayed,
+	"null-cipher":     func(ctx context.Context, b *bed) error { return startOmegatun(ctx, b, "omegatun-null", b.o.prefix) },
+	"wireguard-go":    func(ctx context.Context, b *bed) error { return startWireGuard(ctx, b, "wireguard-go") },
+	"tailscale":       func(ctx context.Context, b *bed) error { return startWireGuard(ctx, b, "tailscale") },
+	"nebula":          startNebula,
+	"nebula-1.12":     startNebula,
+	"yggdrasil":       startYggdrasil,
+	"tinc":            startTinc,
+	"openvpn":         startOpenVPN,
+}
+
+// withoutAES lets a Go program believe that its processor has no AES, so that it offers ChaCha20-Poly1305 only.
+var withoutAES = []string{"env", "GODEBUG=cpu.aes=off,cpu.pclmulqdq=off"}
+
+// routed are the systems whose ends cannot reach each other directly.
+var routed = map[string]bool{"omegatun-relay": true}
+
+// sites adds both ends behind routers that pick a random port for each destination, and a machine that both can reach.
+func (b *bed) sites() error {
+	for i, n := range []**netlab.Net{&b.a, &b.b} {
+		s, err := b.lab.Site(string("ab"[i]), netlab.NAT{
+			WAN: []netip.Prefix{addrA, addrB}[i].Addr(), Random: true,
+			LAN: netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, 1 + byte(i), 0}), 24),
+		})
+		if err != nil {
+			return err
+		}
+		*n = s.Host()
+	}
+	var err error
+	b.middle, err = b.lab.Open("relay", addrRelay)
+	return err
 }
 
 func startNothing(_ context.Context, b *bed) error {
@@ -61,7 +95,25 @@ func startNothing(_ context.Context, b *bed) error {
 	return nil
 }
 
-func startOmegatun(ctx context.Context, b *bed, name string) error {
+// identity makes an omegatun on n.
+func (b *bed) identity(n *netlab.Net, bin, name, bootstrap string) (*peer.Peer, error) {
+	dir := filepath.Join(b.dir, name)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	return peer.New(n, bin, dir, bootstrap)
+}
+
+// up starts p's daemon.
+func (b *bed) up(p *peer.Peer, prefix []string, args ...string) error {
+	up, err := p.UpWith(prefix, nil, append(args, b.o.omegatun...)...)
+	if err == nil {
+		b.daemons = append(b.daemons, up.Process)
+	}
+	return err
+}
+
+func startOmegatun(ctx context.Context, b *bed, name string, prefix []string) error {
 	bin := filepath.Join(b.o.bin, name)
 	var nodes []netip.AddrPort
 	for i := range 3 {
@@ -71,33 +123,46 @@ func startOmegatun(ctx context.Context, b *bed, name string) error {
 		}
 		nodes = append(nodes, netip.AddrPortFrom(a, 49737))
 	}
-	if err := peer.Nodes(ctx, b.a, bin, nodes...); err != nil {
+	err := peer.Nodes(ctx, b.a, bin, nodes...)
+	if err != nil {
 		return err
 	}
 	var peers [2]*peer.Peer
 	for i, n := range []*netlab.Net{b.a, b.b} {
-		dir := filepath.Join(b.dir, string("ab"[i]))
-		if err := os.Mkdir(dir, 0o700); err != nil {
-			return err
-		}
-		var err error
-		if peers[i], err = peer.New(n, bin, dir, nodes[0].String()); err != nil {
+		if peers[i], err = b.identity(n, bin, string("ab"[i]), nodes[0].String()); err != nil {
 			return err
 		}
 	}
 	b.from, b.to = peers[0].IPv4, peers[1].IPv4
-	prefix := b.o.prefix
-	if name != "omegatun" {
-		prefix = nil // to compare with
+	return errors.Join(b.up(peers[0], prefix, peers[1].Key), b.up(peers[1], prefix, peers[0].Key))
+}
+
+// startRelayed joins two omegatun through a third, which both list.
+func startRelayed(ctx context.Context, b *bed) error {
+	bin := filepath.Join(b.o.bin, "omegatun")
+	nodes, err := b.lab.PublicAddrs(3)
+	if err != nil {
+		return err
 	}
-	for i, p := range peers {
-		up, err := p.UpWith(prefix, nil, append([]string{peers[1-i].Key}, b.o.omegatun...)...)
-		if err != nil {
+	if err := peer.Nodes(ctx, b.lab.Internet, bin, nodes...); err != nil {
+		return err
+	}
+	var peers [3]*peer.Peer
+	for i, n := range []*netlab.Net{b.a, b.b, b.middle} {
+		if peers[i], err = b.identity(n, bin, []string{"a", "b", "relay"}[i], nodes[0].String()); err != nil {
 			return err
 		}
-		b.daemons = append(b.daemons, up.Process)
 	}
-	return nil
+	err = os.WriteFile(filepath.Join(peers[2].State(), "config.toml"), []byte("relay = true\n"), 0o600)
+	if err != nil {
+		return err
+	}
+	b.from, b.to = peers[0].IPv4, peers[1].IPv4
+	return errors.Join(
+		b.up(peers[2], b.o.prefix, peers[0].Key, peers[1].Key),
+		b.up(peers[0], b.o.prefix, peers[1].Key, peers[2].Key),
+		b.up(peers[1], b.o.prefix, peers[0].Key, peers[2].Key),
+	)
 }
 
 func startWireGuard(ctx context.Context, b *bed, name string) error {
@@ -178,7 +243,8 @@ func retry(ctx context.Context, limit time.Duration, f func() error) error {
 }
 
 func startNebula(_ context.Context, b *bed) error {
-	bin := func(name string) string { return filepath.Join(b.o.bin, name) }
+	version := strings.TrimPrefix(b.system, "nebula")
+	bin := func(name string) string { return filepath.Join(b.o.bin, name+version) }
 	file := func(name string) string { return filepath.Join(b.dir, name) }
 	if err := b.a.Run(bin("nebula-cert"), "ca", "-name", "bench", "-out-crt", file("ca.crt"), "-out-key", file("ca.key")); err != nil {
 		return err

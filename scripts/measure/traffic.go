@@ -275,7 +275,7 @@ const (
 
 // udp searches for the highest rate of datagrams of which less than one in a thousand is lost, in thousands a second.
 func (b *bed) udp(size int) (kpps float64, err error) {
-	data, control := netip.AddrPortFrom(b.to, 5300), netip.AddrPortFrom(addrB.Addr(), 5301)
+	data, control := netip.AddrPortFrom(b.to, 5300), netip.AddrPortFrom(b.control(), 5301)
 	sinkProcess, err := b.b.Start(netlab.Cmd{Args: []string{b.o.self, "udp-sink", data.String(), control.String()}})
 	if err != nil {
 		return 0, err
@@ -289,13 +289,21 @@ func (b *bed) udp(size int) (kpps float64, err error) {
 	return strconv.ParseFloat(strings.TrimSpace(out), 64)
 }
 
+// control returns an address of b that a reaches even if the tunnel loses packets.
+func (b *bed) control() netip.Addr {
+	if b.middle != nil {
+		return b.to
+	}
+	return addrB.Addr()
+}
+
 // listenUDP opens a socket with large buffers.
 func listenUDP(addr string) (*net.UDPConn, error) {
-	a, err := net.ResolveUDPAddr("udp4", addr)
+	a, err := net.ResolveUDPAddr("udp", addr)
 	if err != nil {
 		return nil, err
 	}
-	c, err := net.ListenUDP("udp4", a)
+	c, err := net.ListenUDP("udp", a)
 	if err != nil {
 		return nil, err
 	}
@@ -370,14 +378,14 @@ func blast(args []string) error {
 	if err := set.Parse(args); err != nil {
 		return err
 	}
-	data, err := net.Dial("udp4", set.Arg(0))
+	data, err := net.Dial("udp", set.Arg(0))
 	if err != nil {
 		return err
 	}
 	if err := largeBuffers(data.(*net.UDPConn)); err != nil {
 		return err
 	}
-	control, err := net.Dial("udp4", set.Arg(1))
+	control, err := net.Dial("udp", set.Arg(1))
 	if err != nil {
 		return err
 	}

@@ -5,7 +5,6 @@ package netlab
 import (
 	"errors"
 	"net/netip"
-	"strings"
 )
 
 // Pair adds two hosts that one cable joins directly: nothing between them forwards, filters or counts. Each has its
@@ -26,9 +25,12 @@ func (l *Lab) Pair(nameA string, a netip.Prefix, nameB string, b netip.Prefix, p
 		hostB.Run("ip", "addr", "add", b.String(), "dev", "wire"),
 	)
 	if plain {
-		for _, n := range []*Net{hostA, hostB} {
-			err = errors.Join(err, n.Run(strings.Fields("ethtool -K wire tso off gso off gro off tx-udp-segmentation off")...))
-		}
+		err = errors.Join(err, hostA.plain("wire"), hostB.plain("wire"))
 	}
 	return hostA, hostB, err
+}
+
+// plain switches a device's offloads off.
+func (n *Net) plain(dev string) error {
+	return n.Run("ethtool", "-K", dev, "tso", "off", "gso", "off", "gro", "off", "tx-udp-segmentation", "off")
 }
