@@ -42,6 +42,8 @@ type dialing struct {
 	at     netip.AddrPort   // shake hands there, on a local network; zero: over the DHT
 	tunnel bool             // offer a tunnel, and settle for nothing less
 	relays []netip.AddrPort // nodes to try before asking the DHT
+	// through are the relays to meet the peer at; none: those of the Host
+	through []key.Public
 	// needless, if set, is asked before each handshake; once it returns true no more are sent, because the
 	// peer has connected meanwhile. A handshake that has been sent is seen through: the peer may have chosen it.
 	needless func() bool
@@ -76,7 +78,7 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 	var offer tunnel.Offer
 	payload := h.payload(l)
 	if !d.direct {
-		payload.RelayThrough = h.nameRelay(d.remote)
+		payload.RelayThrough = h.nameRelay(d.remote, d.through)
 	}
 	if d.tunnel {
 		if p := h.Peer(d.remote); p != nil {

@@ -308,7 +308,7 @@ func (h *Host) Dial(ctx context.Context, k key.Public, cfg DialConfig) (*secrets
 	if local.IsZero() {
 		local = h.cfg.Identity
 	}
-	l, err := h.dial(ctx, dialing{local: local, remote: k, relays: cfg.Relays})
+	l, err := h.dial(ctx, dialing{local: local, remote: k, relays: cfg.Relays, through: cfg.RelayThrough})
 	if err != nil {
 		return nil, err
 	}
@@ -319,6 +319,8 @@ func (h *Host) Dial(ctx context.Context, k key.Public, cfg DialConfig) (*secrets
 type DialConfig struct {
 	Identity key.Private      // default: the Host's
 	Relays   []netip.AddrPort // DHT nodes to try first
+	// RelayThrough are the keys of relays to meet the peer at, in place of those of the Host.
+	RelayThrough []key.Public
 }
 
 // offer is the tunnel offer for a link.

@@ -27,6 +27,8 @@ type ListenConfig struct {
 	Admit func(Caller) error
 	// Tunnels lets callers that are peers of the Host (see [Host.AddPeer]) open a tunnel.
 	Tunnels bool
+	// RelayThrough are the keys of relays to meet callers at that have named none, in place of those of the Host.
+	RelayThrough []key.Public
 	// Relay says for whom the Host is a relay: the streams of these callers are not accepted, but serve to arrange relaying. It is
 	// only asked if [Config].Relay is set. Default: nobody.
 	Relay func(key.Public) bool
@@ -294,7 +296,7 @@ func (l *Listener) shake(s *slot, req *dht.HandshakeRequest) (lk *link, msg []by
 	if req.Direct || dht.Firewall(theirs.Firewall) == dht.FirewallOpen {
 		theirs.RelayThrough = nil // it is reached without
 	} else {
-		ours.RelayThrough = h.nameRelay(caller.Key)
+		ours.RelayThrough = h.nameRelay(caller.Key, l.cfg.RelayThrough)
 	}
 	s.meeting = h.meeting(lk, theirs.RelayThrough, ours.RelayThrough)
 	offer, offered, err := tunnel.ParseOffer(theirs.Trailer)

@@ -56,18 +56,22 @@ type relayConn struct {
 	idle  time.Time // since when there are none; guarded by Host.mu
 }
 
-// nameRelay chooses a relay for a connection with a peer, to be named in the handshake. It returns nil if there is none,
+// nameRelay chooses a relay for a connection with a peer, to be named in the handshake, from through or, if that is empty, from those
+// of the Host. It returns nil if there is none,
 // or no need.
-func (h *Host) nameRelay(peer key.Public) *noise.RelayThrough {
+func (h *Host) nameRelay(peer key.Public, through []key.Public) *noise.RelayThrough {
 	if _, open := h.node.RemoteAddr(); open {
 		return nil
 	}
-	h.mu.Lock()
-	list := slices.Clone(h.through)
-	h.mu.Unlock()
-	for _, p := range h.Peers() {
-		if p.relays() && !slices.Contains(list, p.key) {
-			list = append(list, p.key)
+	list := slices.Clone(through)
+	if len(list) == 0 {
+		h.mu.Lock()
+		list = slices.Clone(h.through)
+		h.mu.Unlock()
+		for _, p := range h.Peers() {
+			if p.relays() && !slices.Contains(list, p.key) {
+				list = append(list, p.key)
+			}
 		}
 	}
 	list = slices.DeleteFunc(list, func(k key.Public) bool { return k == peer || h.isOurs(k) })

@@ -16,6 +16,7 @@ import (
 	"omegatun/dht/key"
 	"omegatun/punch/lab"
 	"omegatun/session/relay"
+	"omegatun/session/udx"
 )
 
 var pubR = netip.MustParseAddr("192.88.99.200")
@@ -334,6 +335,41 @@ func TestListedPeersRelayWithoutBeingNamed(t *testing.T) {
 			t.Errorf("the relay has %d links, want one", s.Links)
 		}
 	})
+}
+
+// TestRelayOfOneConnection names the relay where the connection is made, and not for the whole Host.
+func TestRelayOfOneConnection(t *testing.T) {
+	for _, byServer := range []bool{false, true} {
+		t.Run(fmt.Sprintf("named by the server %t", byServer), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
+				w.relay("r", pubR)
+				ha, hb, _, _ := w.behind(lab.Symmetric, lab.Symmetric)
+				a, b := w.end(ha, keyOf("b")), w.end(hb, keyOf("a"))
+				dial, listen := DialConfig{}, ListenConfig{Admit: func(Caller) error { return nil }}
+				if byServer {
+					listen.RelayThrough = []key.Public{keyOf("r")}
+				} else {
+					dial.RelayThrough = []key.Public{keyOf("r")}
+				}
+				l, err := b.Listen(b.cfg.Identity, listen)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := l.Announced(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				c, err := a.Dial(t.Context(), b.public(), dial)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := c.RemoteAddr().(udx.Addr).AddrPort.Addr(); got != pubR {
+					t.Errorf("the stream goes to %v, want the relay's %v", got, pubR)
+				}
+				c.Close()
+			})
+		})
+	}
 }
 
 func TestStreamThroughARelay(t *testing.T) {
