@@ -168,7 +168,7 @@ Exit status 2: not a hash, or not a key. 6: no node has it. 9: no DHT node answe
 func (e *env) getImmutable(ctx context.Context, n *dht.Node, hash key.Target) error {
 	value, err := n.GetImmutable(ctx, hash)
 	if errors.Is(err, dht.ErrNotFound) {
-		return exit.New(exit.NotFound, "no node has a value with this hash: %w", err)
+		return exit.Wrap(exit.NotFound, err, "no node has a value with this hash")
 	}
 	if err != nil {
 		return err
@@ -181,7 +181,7 @@ func (e *env) getImmutable(ctx context.Context, n *dht.Node, hash key.Target) er
 func (e *env) getMutable(ctx context.Context, n *dht.Node, k key.Public, minSeq uint64) error {
 	m, err := n.GetMutable(ctx, k, minSeq)
 	if errors.Is(err, dht.ErrNotFound) {
-		return exit.New(exit.NotFound, "no node has such a value of this key: %w", err)
+		return exit.Wrap(exit.NotFound, err, "no node has such a value of this key")
 	}
 	if err != nil {
 		return err

@@ -162,7 +162,7 @@ func (e *env) readArg(arg string, limit int64) ([]byte, error) {
 	b, err := io.ReadAll(io.LimitReader(in, limit+1))
 	switch {
 	case err != nil:
-		return nil, exit.New(exit.Other, "read %s: %w", arg, err)
+		return nil, exit.New(exit.Usage, "%w", err)
 	case int64(len(b)) > limit:
 		return nil, exit.New(exit.Usage, "%s has more than %d bytes", arg, limit)
 	}

@@ -4,6 +4,7 @@
 //
 //	go run ./scripts/dhtsim                          # 100, 1,000 and 10,000 nodes: some minutes, 2 GB
 //	go run ./scripts/dhtsim -sizes 100,1000 -out ""  # quicker, and only the table
+//	go run ./scripts/dhtsim -sizes 100000 -only quiet  # one more size: 6 GB, and most of an hour; the rest is kept
 //
 // The nodes are those of package dht; only sockets and time are simulated. Datagrams take 10 to 90 ms and are not
 // lost. Members are open, each in a network of 256 addresses of its own; servers and some of those who look for them
@@ -11,14 +12,18 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"log"
 	"math"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -167,6 +172,27 @@ func (r result) table() string {
 	return b.String()
 }
 
+// merge returns r with what it does not have from old, which was measured before.
+func (r result) merge(old result) result {
+	for _, s := range old.Sizes {
+		if !slices.ContainsFunc(r.Sizes, func(o sizeResult) bool { return o.Nodes == s.Nodes }) {
+			r.Sizes = append(r.Sizes, s)
+		}
+	}
+	slices.SortFunc(r.Sizes, func(a, b sizeResult) int { return cmp.Compare(a.Nodes, b.Nodes) })
+	if len(r.Halved) == 0 && r.Liars == nil && r.Sybils == nil {
+		r.Hard = old.Hard
+	}
+	if r.Hard != old.Hard { // they would stand under the wrong number
+		return r
+	}
+	if len(r.Halved) == 0 {
+		r.Halved = old.Halved
+	}
+	r.Liars, r.Sybils = cmp.Or(r.Liars, old.Liars), cmp.Or(r.Sybils, old.Sybils)
+	return r
+}
+
 // charts returns the pictures by file name.
 func (r result) charts() map[string]*chart {
 	all := make(map[string]*chart)
@@ -263,14 +289,19 @@ func (r result) write(dir string) error {
 	return nil
 }
 
+// read returns the numbers in a folder.
+func read(dir string) (r result, err error) {
+	b, err := os.ReadFile(filepath.Join(dir, numbersFile))
+	if err == nil {
+		err = json.Unmarshal(b, &r)
+	}
+	return r, err
+}
+
 // redraw draws the numbers in a folder again.
 func redraw(dir string) error {
-	b, err := os.ReadFile(filepath.Join(dir, numbersFile))
+	r, err := read(dir)
 	if err != nil {
-		return err
-	}
-	var r result
-	if err := json.Unmarshal(b, &r); err != nil {
 		return err
 	}
 	fmt.Print(r.table())
@@ -286,7 +317,7 @@ func main() {
 	p := plan{announced: log.Printf}
 	flag.IntVar(&p.hard, "hard", 0, "nodes of the network that suffers; 0: as the largest, but 10,000 at most")
 	flag.Uint64Var(&p.seed, "seed", 1, "of chance")
-	flag.StringVar(&p.parts, "only", "", "measure only these `parts`: quiet,halved,liars,sybils")
+	flag.StringVar(&p.parts, "only", "", "measure only these `parts`: quiet,halved,liars,sybils; other numbers in the folder are kept")
 	draw := flag.Bool("draw", false, "measure nothing: draw the numbers in the folder again")
 	flag.Parse()
 	if *draw {
@@ -312,6 +343,13 @@ func main() {
 	}
 	r := p.run()
 	if *out != "" {
+		switch old, err := read(*out); {
+		case p.parts == "" || errors.Is(err, fs.ErrNotExist): // all is new
+		case err != nil:
+			log.Fatal(err)
+		default:
+			r = r.merge(old)
+		}
 		if err := r.write(*out); err != nil {
 			log.Fatal(err)
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/xml"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -50,6 +51,37 @@ func TestSimulation(t *testing.T) {
 		}
 		if strings.Contains(c.svg(), "NaN") || strings.Contains(c.svg(), "Inf") {
 			t.Errorf("%s has no numbers", name)
+		}
+	}
+}
+
+func TestMerge(t *testing.T) {
+	sizes := func(list ...int) (r []sizeResult) {
+		for _, n := range list {
+			r = append(r, sizeResult{Nodes: n})
+		}
+		return r
+	}
+	old := result{Sizes: sizes(100, 1000), Hard: 1000, Halved: make([]point, 3), Liars: new(outcome{Found: 1})}
+	for _, row := range []struct {
+		name  string
+		r     result
+		sizes []int
+		hard  int
+		liars int
+	}{
+		{"another size", result{Sizes: sizes(500), Hard: 500}, []int{100, 500, 1000}, 1000, 1},
+		{"the same size again", result{Sizes: sizes(100)}, []int{100, 1000}, 1000, 1},
+		{"the liars", result{Hard: 1000, Liars: new(outcome{Found: 2})}, []int{100, 1000}, 1000, 2},
+		{"the liars among fewer", result{Hard: 10, Liars: new(outcome{Found: 2})}, []int{100, 1000}, 10, 2},
+	} {
+		got := row.r.merge(old)
+		var nodes []int
+		for _, s := range got.Sizes {
+			nodes = append(nodes, s.Nodes)
+		}
+		if !slices.Equal(nodes, row.sizes) || got.Hard != row.hard || got.Liars.Found != row.liars || (len(got.Halved) == 3) != (row.hard == 1000) {
+			t.Errorf("%s: %v, %+v", row.name, nodes, got)
 		}
 	}
 }
