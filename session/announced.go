@@ -244,6 +244,12 @@ func (h *Host) announcement() Announced {
 	for _, e := range h.localAddresses() {
 		a.Endpoints = append(a.Endpoints, Endpoint{EndpointLocal, e})
 	}
+	for _, e := range h.localAddresses6() {
+		a.Endpoints = append(a.Endpoints, Endpoint{EndpointLocal, e})
+	}
+	if e, ok := h.mapped(); ok {
+		a.Endpoints = append(a.Endpoints, Endpoint{EndpointMapped, e})
+	}
 	if info := h.node.Info(); info.Host.IsValid() && info.Port != 0 {
 		a.Endpoints = append(a.Endpoints, Endpoint{EndpointPublic, netip.AddrPortFrom(info.Host, info.Port)})
 	}

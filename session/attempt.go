@@ -160,6 +160,8 @@ func remedy(a *Attempt) string {
 			relayHint(a)
 	case a.Err == nil:
 		return ""
+	case errors.Is(a.Err, ErrIPv6Only):
+		return "give this machine an IPv4 address, or a translator for one (464XLAT, CLAT)"
 	case errors.Is(a.Err, ErrNotFound):
 		return "start omegatun on the other machine, and check that both use the same DHT and that the key is right"
 	case errors.Is(a.Err, ErrNoAnswer):

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"omegatun/dht/compact"
-	"omegatun/punch"
 	"omegatun/session/protomux"
 	"omegatun/session/secretstream"
 	"omegatun/session/tunnel"
@@ -243,39 +242,4 @@ func (l *link) controlLost(err error) {
 	if l.initiator {
 		l.host.renew(l)
 	}
-}
-
-// tryEndpoints probes addresses that the peer has announced, if they promise a better path than there is.
-func (l *link) tryEndpoints(list []Endpoint) {
-	kind := PathRelay + 1
-	if r := l.cur.Load(); r != nil {
-		kind = r.kind
-	}
-	ours := l.host.localAddrs()
-	for _, e := range list {
-		a := e.Addr.Addr()
-		switch {
-		case !a.Is4() || a.IsLoopback():
-		case punch.IsPrivate(a):
-			if kind > PathLAN && sameNetwork(ours, a) {
-				l.offer(l.host.server, e.Addr, PathLAN)
-			}
-		case !punch.IsBogon(a) && kind > PathDirect:
-			l.offer(l.host.node.DefaultSocket().(Socket), e.Addr, PathDirect)
-		}
-	}
-}
-
-// sameNetwork reports whether a is probably in a local network of ours: prefixes of 24 bits are usual.
-func sameNetwork(ours []netip.Addr, a netip.Addr) bool {
-	p, err := a.Prefix(24)
-	if err != nil {
-		return false
-	}
-	for _, o := range ours {
-		if o != a && p.Contains(o) {
-			return true
-		}
-	}
-	return false
 }

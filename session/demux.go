@@ -66,7 +66,7 @@ func (h *Host) dispatch(s Socket, b []byte, from netip.AddrPort, in *inbound, no
 		if in.relayed == nil || !in.relayed.Add(s, b, from) {
 			h.mux.Receive(s, b, from)
 		}
-	case b[0] == 0x03 || b[0] == 0x13:
+	case (b[0] == 0x03 || b[0] == 0x13) && from.Addr().Is4():
 		h.node.Receive(s, b, from)
 	default:
 		h.dropped.Add(1)

@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"sync"
@@ -30,6 +31,8 @@ const (
 	openTimeout = 10 * time.Second
 	// lastChance is how long the paths that punching has found may take to answer after it ended.
 	lastChance = 3 * time.Second
+	// lookAgain is the time between two looks at what hole punching has come to while IPv6 works already.
+	lookAgain = 50 * time.Millisecond
 	// maxAddresses bounds the addresses that one side tells the other, so that the handshake fits a datagram.
 	maxAddresses = 12
 )
@@ -88,12 +91,16 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 		l.index = h.reserveIndex()
 		offer = h.offer(l.index)
 		payload.Trailer = offer.Append(nil)
+		payload.Addresses6 = h.localAddresses6()
 	}
 	msg, err := initiator.Write(payload.Append(nil))
 	if err != nil {
 		return nil, err
 	}
 
+	if a, ok := h.mapped(); ok {
+		l.account.step(StageFind, "our router forwards %v to us", a)
+	}
 	if d.at.IsValid() {
 		l.account.step(StageFind, "the peer is on the local network, at %v", d.at)
 	} else {
@@ -113,6 +120,9 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 		err = hs.run(ctx, h.relaysFor(d))
 	}
 	if err != nil {
+		if h.IPv6Only() {
+			err = fmt.Errorf("%w: %w", ErrIPv6Only, err)
+		}
 		return nil, err
 	}
 	if ok && hs.reply.Relay != near.remote {
@@ -227,33 +237,10 @@ func (h *Host) payload(l *link) noise.Payload {
 		p.Firewall = uint64(dht.FirewallOpen)
 		p.Addresses4 = slices.Insert(p.Addresses4, 0, a)
 	}
+	if a, ok := h.mapped(); ok && !slices.Contains(p.Addresses4, a) {
+		p.Addresses4 = append(p.Addresses4, a)
+	}
 	return p
-}
-
-// localAddrs returns the machine's IPv4 addresses at which peers on the same network may find it.
-func (h *Host) localAddrs() []netip.Addr {
-	if a := h.server.LocalAddr().Addr(); !a.IsUnspecified() {
-		return []netip.Addr{a}
-	}
-	var list []netip.Addr
-	for _, a := range h.network.Addrs() {
-		if a.Is4() && !h.avoid(a) && len(list) < maxAddresses {
-			list = append(list, a)
-		}
-	}
-	if list == nil {
-		list = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}
-	}
-	return list
-}
-
-// localAddresses returns localAddrs with the port of the server socket.
-func (h *Host) localAddresses() []netip.AddrPort {
-	var list []netip.AddrPort
-	for _, a := range h.localAddrs() {
-		list = append(list, netip.AddrPortFrom(a, h.server.LocalAddr().Port()))
-	}
-	return list
 }
 
 // findPath offers the link every address that might lead to the server, and starts punching where that may
@@ -264,10 +251,11 @@ func (h *Host) findPath(ctx context.Context, l *link, hs *handshaking) (*punch.C
 	reply, p := &hs.reply, &hs.payload
 	if !reply.Relayed { // the node asked is the server itself
 		l.adopt(hs.sock)
-		l.offer(hs.sock, reply.Relay, kindOf(reply.Relay.Addr()))
+		l.offer(hs.sock, reply.Relay, h.kindOf(reply.Relay.Addr()))
 		return nil, nil
 	}
 	relayed := reply.Server != reply.Relay
+	l.offerForeign(p.Addresses4, p.Addresses6)
 	punchable := p.Holepunch != nil && len(p.Holepunch.Relays) > 0
 	sock := h.node.DefaultSocket().(Socket)
 	if dht.Firewall(p.Firewall) == dht.FirewallOpen || relayed && !punchable {
@@ -278,7 +266,7 @@ func (h *Host) findPath(ctx context.Context, l *link, hs *handshaking) (*punch.C
 				break
 			}
 		}
-		l.offer(sock, public, kindOf(public.Addr()))
+		l.offer(sock, public, h.kindOf(public.Addr()))
 		if l.epoch == nil {
 			return nil, nil
 		}
@@ -325,6 +313,9 @@ func (h *Host) punch(l *link, client *punch.Client) {
 			l.log.Debug("closing punch sockets", "error", err)
 		}
 	}()
+	stop := make(chan struct{})
+	defer close(stop)
+	enough := l.punched(stop, client.Report)
 	for {
 		select {
 		case p, ok := <-client.Paths():
@@ -336,8 +327,8 @@ func (h *Host) punch(l *link, client *punch.Client) {
 				l.settle() // paths found by now may still answer
 				return
 			}
-			l.offer(p.Socket.(Socket), p.Remote, kindOf(p.Remote.Addr()))
-		case <-l.direct:
+			l.offer(p.Socket.(Socket), p.Remote, h.kindOf(p.Remote.Addr()))
+		case <-enough:
 			report := client.Report()
 			l.account.nats(report.Local, report.Remote)
 			return
@@ -345,6 +336,47 @@ func (h *Host) punch(l *link, client *punch.Client) {
 			return
 		}
 	}
+}
+
+// punched returns a channel that is closed when a link needs no more hole punching, unless stop is closed first: it has a direct
+// path over IPv4, or one over IPv6 and the other would have to be guessed. Where there is IPv6 the path over it is the first,
+// for it needs no punching; but that over IPv4 may be faster, and stands in when IPv6 fails.
+func (l *link) punched(stop <-chan struct{}, report func() punch.Report) <-chan struct{} {
+	enough := make(chan struct{})
+	l.host.wg.Go(func() {
+		select {
+		case <-l.direct:
+		case <-l.done:
+			return
+		case <-stop:
+			return
+		}
+		ticker := time.NewTicker(lookAgain)
+		defer ticker.Stop()
+		for r := report(); r.Local < dht.FirewallRandom && r.Remote < dht.FirewallRandom && !l.answersOver4(); r = report() {
+			select {
+			case <-ticker.C:
+			case <-l.done:
+				return
+			case <-stop:
+				return
+			}
+		}
+		close(enough)
+	})
+	return enough
+}
+
+// answersOver4 reports whether a direct path over IPv4 has answered, or is in use by a stream.
+func (l *link) answersOver4() bool {
+	if r := l.cur.Load(); r != nil && r.kind != PathRelay && r.remote.Addr().Is4() {
+		return true
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.ContainsFunc(l.prober.cands, func(c *candidate) bool {
+		return c.route.kind != PathRelay && c.route.samples > 0 && c.route.remote.Addr().Is4()
+	})
 }
 
 // tryLAN offers the link the addresses of a peer that shares our public address.

@@ -40,6 +40,12 @@
 // itself there with a MAC under the keys of the handshake; packets from elsewhere are dropped until then. npm hyperdht has no such
 // thing, and ignores it.
 //
+// # IPv6 and mapped ports
+//
+// Both sides of a tunnel name their IPv6 addresses, and the port that their router forwards (package portmap), in the handshake and
+// again in the control channel whenever they change. They are candidates like any other. Of two direct paths, one of each family, the one with
+// the shorter round trip is used, if it is shorter by an eighth and 2 ms; the other stands by.
+//
 // # Relays
 //
 // Either side may name a relay in the handshake: one of [Config].RelayThrough, or a listed peer that is connected and offers to relay.
@@ -101,7 +107,7 @@
 //
 // # Limitations
 //
-//   - Paths are IPv4. Port mapping and IPv6 candidates do not exist yet.
+//   - Peers are found over IPv4 only, as HyperDHT has it: see [Host.IPv6Only]. Plain streams are IPv4 altogether.
 //   - A relayed path does not survive a change of our own address: another handshake takes its place.
 //   - Datagrams of a relayed path are received one by one.
 package session

@@ -29,6 +29,9 @@ var (
 	ErrRemoved = errors.New("session: peer removed")
 	// ErrKeysExpired is the cause of ending a connection whose keys could not be replaced in time.
 	ErrKeysExpired = errors.New("session: keys could not be replaced in time")
+	// ErrIPv6Only reports that this machine has no IPv4 address, without which nobody can be found: the DHT is IPv4 only.
+	// Connections that exist go on over IPv6.
+	ErrIPv6Only = errors.New("this machine has IPv6 only, and peers are found over IPv4")
 	// ErrNotConnected reports that a peer has no working path at the moment.
 	ErrNotConnected = errors.New("session: not connected")
 )

@@ -15,6 +15,7 @@ import (
 	"omegatun/dht"
 	"omegatun/dht/key"
 	"omegatun/punch"
+	"omegatun/punch/portmap"
 	"omegatun/session/relay"
 	"omegatun/session/secretstream"
 	"omegatun/session/tunnel"
@@ -42,6 +43,14 @@ type Config struct {
 	// Port is the server socket's port. Default: DefaultPort or one of the four after it, else any free one.
 	// If it is set and taken, New fails.
 	Port uint16
+	// Addr6 is the local IPv6 address to bind, for paths between peers. Default: every IPv6 address if Addr is not set,
+	// and none if it is. Without IPv6 on the machine there are no such paths, and nothing else is different.
+	Addr6 netip.Addr
+	// Gateway returns the router that packets to the Internet go to first, and our address towards it, for port mapping:
+	// see [portmap.Config]. Default: no port is mapped.
+	Gateway func() (gateway, local netip.Addr, ok bool)
+	// NoPortMapping leaves the gateway alone: it is not asked to forward a port to the Host.
+	NoPortMapping bool
 	// DHT configures the node; its sockets, and its Logger if nil, are the Host's.
 	DHT dht.Config
 	// Inbound receives the IP packets that arrive from listed peers: bufs[i][offset:] is a packet, and the
@@ -77,6 +86,8 @@ type Config struct {
 	Features tunnel.Features
 	// Logger receives what may interest an operator. Default: discard.
 	Logger *slog.Logger
+
+	newMapper func(portmap.Config) portMapper // instead of portmap.New, in tests
 }
 
 // Host is one machine in the network: its sockets, its DHT node, the keys it listens on and the peers that
@@ -89,6 +100,8 @@ type Host struct {
 	mux     *udx.Mux
 	client  Socket
 	server  Socket
+	six     Socket     // for paths over IPv6; nil: there is none
+	mapper  portMapper // of the server socket's port
 
 	relayServer *relay.Server // nil: the Host is no relay
 	lan         *lan
@@ -179,6 +192,7 @@ func New(cfg Config) (*Host, error) {
 	if h.client, err = h.network.Listen(netip.AddrPortFrom(h.cfg.Addr, 0)); err != nil {
 		return nil, errors.Join(err, h.server.Close())
 	}
+	h.six = h.listenIPv6()
 	h.mux = udx.NewMux(udx.Config{Logger: h.log})
 	if cfg.Relay != nil {
 		h.relayServer = h.newRelayServer(*cfg.Relay)
@@ -189,13 +203,18 @@ func New(cfg Config) (*Host, error) {
 		node.Logger = h.log
 	}
 	if h.node, err = dht.New(node); err != nil {
-		return nil, errors.Join(err, h.client.Close(), h.server.Close(), h.mux.Close())
+		return nil, errors.Join(err, h.closeSockets(), h.mux.Close())
 	}
+	h.startMapping()
 	h.startLAN()
 	for _, s := range []Socket{h.server, h.client} {
 		useBulk(s)
 		h.wg.Go(func() { h.serve(s) })
 	}
+	if h.six != nil {
+		h.wg.Go(func() { h.serve(h.six) })
+	}
+	h.warnIPv6Only()
 	h.wg.Go(h.maintain)
 	return h, nil
 }
@@ -210,6 +229,35 @@ func (h *Host) listenServer() (Socket, error) {
 		}
 	}
 	return h.network.Listen(netip.AddrPortFrom(h.cfg.Addr, 0))
+}
+
+// listenIPv6 opens the socket for IPv6, at the server's port if that is free, and returns nil if there is to be none.
+func (h *Host) listenIPv6() Socket {
+	addr := h.cfg.Addr6
+	if !addr.IsValid() {
+		if !h.cfg.Addr.IsUnspecified() {
+			return nil
+		}
+		addr = netip.IPv6Unspecified()
+	}
+	s, err := h.network.Listen(netip.AddrPortFrom(addr, h.server.LocalAddr().Port()))
+	if err != nil {
+		s, err = h.network.Listen(netip.AddrPortFrom(addr, 0))
+	}
+	if err != nil {
+		h.log.Info("no paths over IPv6", "error", err)
+		return nil
+	}
+	return s
+}
+
+// closeSockets closes the sockets that live as long as the Host.
+func (h *Host) closeSockets() error {
+	err := errors.Join(h.client.Close(), h.server.Close())
+	if h.six != nil {
+		err = errors.Join(err, h.six.Close())
+	}
+	return err
 }
 
 // Node returns the Host's DHT node.
@@ -229,7 +277,9 @@ func (h *Host) Refused() uint64 { return h.refused.Load() }
 // paths are checked, announcements renewed and lost peers looked for at once.
 func (h *Host) NetworkChanged() {
 	h.log.Info("network changed")
+	h.warnIPv6Only()
 	h.node.NetworkChanged()
+	h.mapper.Refresh()
 	h.mu.Lock()
 	listeners := slices.Clone(h.listeners)
 	h.mu.Unlock()
@@ -243,6 +293,9 @@ func (h *Host) NetworkChanged() {
 	h.eachLink(func(l *link) {
 		l.check(now)
 		l.checkMTUAnew(now)
+		if p := l.peer.Load(); p != nil {
+			l.tryEndpoints(p.endpoints())
+		}
 	})
 	for _, p := range h.Peers() {
 		p.hurry()
@@ -268,6 +321,11 @@ func (h *Host) Shutdown(ctx context.Context) error {
 	for i, l := range listeners {
 		wg.Go(func() { errs[i] = l.shutdown(ctx) })
 	}
+	wg.Go(func() {
+		if err := h.mapper.Close(ctx); err != nil { // it ends by itself
+			h.log.Info("port mapping not removed", "error", err)
+		}
+	})
 	wg.Wait()
 	return errors.Join(append(errs, h.Close())...)
 }
@@ -292,7 +350,8 @@ func (h *Host) Close() error {
 		p.remove(false)
 	}
 	h.eachLink(func(l *link) { l.close(ErrClosed) })
-	err := errors.Join(h.mux.Close(), h.lan.close(), h.node.Close(), h.client.Close(), h.server.Close())
+	err := errors.Join(h.mux.Close(), h.lan.close(), h.node.Close(), h.closeSockets())
+	_ = h.mapper.Close(gone) // a mapping that Shutdown has not removed ends by itself
 	if h.relayServer != nil {
 		err = errors.Join(err, h.relayServer.Close())
 	}
@@ -371,6 +430,7 @@ func (h *Host) linkLost(l *link) {
 			h.mu.Unlock()
 		}
 	}
+	h.mapper.Refresh() // or the gateway
 	p := l.peer.Load()
 	if p == nil {
 		return
@@ -432,8 +492,8 @@ func (h *Host) maintain() {
 	}
 }
 
-// isMain reports whether s is one of the two sockets that live as long as the Host.
-func (h *Host) isMain(s Socket) bool { return s == h.server || s == h.client }
+// isMain reports whether s is one of the sockets that live as long as the Host.
+func (h *Host) isMain(s Socket) bool { return s == h.server || s == h.client || s == h.six }
 
 // openSocket opens a socket of an attempt's own, whose probes go to sink.
 func (h *Host) openSocket(sink *probeSink) (Socket, error) {

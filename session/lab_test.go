@@ -72,7 +72,8 @@ type world struct {
 	t         *testing.T
 	net       *lab.Network
 	bootstrap []string
-	relays    []key.Public // that hosts started now meet others at
+	relays    []key.Public  // that hosts started now meet others at
+	change    func(*Config) // of hosts started now; nil: none
 }
 
 const worldNodes = 6
@@ -108,6 +109,9 @@ func (w *world) host(at *lab.Host, cfg Config) *Host {
 	cfg.RelayThrough = w.relays
 	if cfg.DHT.Bootstrap == nil {
 		cfg.DHT.Bootstrap = w.bootstrap
+	}
+	if w.change != nil {
+		w.change(&cfg)
 	}
 	h, err := New(cfg)
 	if err != nil {

@@ -485,7 +485,7 @@ func (l *lan) done(id uint64) {
 func (l *lan) handshake(sock Socket, b []byte, from netip.AddrPort) {
 	kind, id, message, err := beacon.ParseHandshake(b)
 	switch {
-	case err != nil || kindOver(sock, from.Addr()) == PathRelay:
+	case err != nil || isRelayed(sock):
 		l.host.dropped.Add(1)
 	case kind == beacon.KindSecond:
 		l.mu.Lock()

@@ -95,6 +95,7 @@ type link struct {
 	lastProbe  time.Time // of the path in use
 	unheard    time.Time // first probe of the path in use since which nothing was heard; zero: none
 	suspect    bool
+	crossed    time.Time            // when the family was last changed for a shorter round trip
 	retireAt   time.Time            // a better link replaced this one; zero: none did
 	owned      []Socket             // of punched paths; see sockets
 	waiting    map[uint64]chan Pong // by probe id; each channel has room for the answer

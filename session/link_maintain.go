@@ -18,7 +18,7 @@ func (l *link) maintain(now time.Time) {
 	if !l.unheard.IsZero() && heard.After(l.unheard) {
 		l.unheard, l.suspect, l.checked = time.Time{}, false, false
 	}
-	l.prober.refresh(r, now)
+	l.prober.refresh(r, l.busy(now), now)
 	spare := l.prober.spare(r, now)
 	every := keepAlive
 	switch {

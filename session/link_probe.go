@@ -70,7 +70,15 @@ func (l *link) adopt(s Socket) bool {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed || !l.host.sockets.hold(s) {
+	return !l.closed && l.adoptLocked(s)
+}
+
+// adoptLocked is adopt for a socket that is not a main one. l.mu is held.
+func (l *link) adoptLocked(s Socket) bool {
+	if slices.Contains(l.owned, s) {
+		return true
+	}
+	if !l.host.sockets.hold(s) {
 		return false
 	}
 	l.owned = append(l.owned, s)
@@ -80,7 +88,7 @@ func (l *link) adopt(s Socket) bool {
 // offer makes the address a candidate for a path. It is what every way of finding one ends in: the
 // handshake, the local network, hole punching, and datagrams from unexpected places.
 func (l *link) offer(sock Socket, remote netip.AddrPort, kind PathKind) {
-	if !remote.IsValid() || remote.Port() == 0 || l.host.avoid(remote.Addr()) {
+	if remote.Port() == 0 || !l.host.mayProbe(remote.Addr()) {
 		return
 	}
 	if l.epoch == nil {
@@ -99,10 +107,14 @@ func (l *link) offer(sock Socket, remote netip.AddrPort, kind PathKind) {
 	if !l.closed {
 		l.prober.add(sock, remote, kind, n, time.Now())
 	}
-	fresh := len(l.prober.cands) > before && !l.isUp
+	fresh, up := len(l.prober.cands) > before && !l.isUp, l.isUp
 	l.mu.Unlock()
 	if fresh {
 		l.account.step(StagePath, "probing %v (%v)", remote, kind)
+	}
+	if up {
+		l.sendProbes(time.Now())
+		return
 	}
 	l.poke()
 }
@@ -115,7 +127,7 @@ func (l *link) noteDirectLocked(r *route) {
 	if !isClosed(l.direct) {
 		close(l.direct)
 	}
-	if l.epoch != nil || l.initiator { // else it may be no server
+	if r.remote.Addr().Is4() && (l.epoch != nil || l.initiator) { // else it may be no server; handshakes are IPv4
 		l.host.sockets.reached(l.remote, r.sock, r.remote)
 	}
 }
@@ -136,22 +148,6 @@ func (l *link) dropSocket(s Socket) {
 		l.sendProbes(now)
 		l.host.linkLost(l)
 	}
-}
-
-// kindOf guesses the kind of a path from the peer's address.
-func kindOf(a netip.Addr) PathKind {
-	if punch.IsPrivate(a) {
-		return PathLAN
-	}
-	return PathDirect
-}
-
-// kindOver is kindOf where the path may be a relayed one.
-func kindOver(s Socket, a netip.Addr) PathKind {
-	if _, ok := s.(*relaySocket); ok {
-		return PathRelay
-	}
-	return kindOf(a)
 }
 
 // poke makes the opening goroutine look at the candidates again.
@@ -220,7 +216,7 @@ func (l *link) authentic(sock Socket, from netip.AddrPort, now time.Time) {
 	known := l.prober.heard(sock, from, probesToCheck, now)
 	l.mu.Unlock()
 	if !known {
-		l.offer(sock, from, kindOver(sock, from.Addr()))
+		l.offer(sock, from, l.host.kindOver(sock, from.Addr()))
 	}
 	if isClosed(l.up) {
 		l.sendProbes(now) // the peer has moved: find out at once
@@ -239,7 +235,7 @@ func (l *link) handleControl(sock Socket, from netip.AddrPort, b []byte, now tim
 	switch c.Kind {
 	case tunnel.Ping, tunnel.PathProbe:
 		pong := tunnel.Control{Kind: tunnel.Pong, ID: c.ID, Time: c.Time, Observed: from}
-		if kindOver(sock, from.Addr()) == PathRelay {
+		if isRelayed(sock) {
 			pong.Observed = netip.AddrPort{}
 		}
 		l.sendControl(&route{sock: sock, remote: from}, pong)
@@ -268,16 +264,27 @@ func (l *link) handlePong(sock Socket, from netip.AddrPort, c tunnel.Control, no
 		return
 	}
 	rtt := now.Sub(sentAt)
-	r.rtt.Store(int64(rtt))
+	r.measured(rtt)
+	if o := r.observed.Load(); c.Observed.IsValid() && (o == nil || *o != c.Observed) {
+		r.observed.Store(&c.Observed)
+	}
 	r.heard.Store(now.UnixNano())
 	cur := l.cur.Load()
 	change := betterRoute(cur, r, l.suspect, sentAt, now)
 	if change && !l.suspect && now.Before(cand.bar) {
 		change = false
 	}
+	if change && !l.suspect && cur != nil && cur.kind == r.kind && cur.otherFamily(r) {
+		if change = now.Sub(l.crossed) >= steady; change {
+			l.crossed = now
+		}
+	}
 	if change {
 		l.cur.Store(r)
 		l.lastProbe = now
+	}
+	if change && !l.host.isMain(r.sock) {
+		l.adoptLocked(r.sock) // it may be another link's, over which the peer was heard; our own attempt's has no owner yet
 	}
 	if change || r == cur {
 		l.unheard, l.suspect, l.checked = time.Time{}, false, false
@@ -292,6 +299,9 @@ func (l *link) handlePong(sock Socket, from netip.AddrPort, c tunnel.Control, no
 	delete(l.waiting, c.ID)
 	l.mu.Unlock()
 
+	if change && r.remote.Addr().Is6() {
+		useBulk(r.sock)
+	}
 	if waiter != nil {
 		waiter <- Pong{RTT: rtt, Path: r.path()}
 	}

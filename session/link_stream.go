@@ -123,7 +123,7 @@ func (l *link) acceptStream(s udx.Socket, from netip.AddrPort) bool {
 			return false // see strayPacket
 		}
 	}
-	l.offerStream(sock, from, kindOf(from.Addr()))
+	l.offerStream(sock, from, l.host.kindOf(from.Addr()))
 	return true
 }
 

@@ -210,9 +210,13 @@ func (l *Listener) open(s *slot, lk *link, client netip.Addr) {
 		trying.add()
 		h.relay(lk, s.meeting, 0, func(error) { trying.done() })
 	}
+	var enough <-chan struct{} // of punching
 	if puncher == nil {
 		defer time.AfterFunc(slotLife, trying.done).Stop()
 	} else {
+		stop := make(chan struct{})
+		defer close(stop)
+		enough = lk.punched(stop, puncher.Report)
 		h.wg.Go(func() {
 			select {
 			case <-puncher.Done():
@@ -221,7 +225,7 @@ func (l *Listener) open(s *slot, lk *link, client netip.Addr) {
 				lk.account.step(StagePath, "%v", puncher.Err())
 				lk.log.Debug("hole punching ended", "error", puncher.Err())
 				lk.settle()
-			case <-lk.direct:
+			case <-enough:
 			case <-lk.done:
 			case <-l.closed:
 			}
@@ -242,7 +246,7 @@ func (l *Listener) open(s *slot, lk *link, client netip.Addr) {
 	if puncher != nil { // while relayed, the client may go on punching
 		select {
 		case <-puncher.Done():
-		case <-lk.direct:
+		case <-enough:
 		case <-lk.done:
 		case <-l.closed:
 		}
@@ -307,6 +311,7 @@ func (l *Listener) shake(s *slot, req *dht.HandshakeRequest) (lk *link, msg []by
 		lk.index = h.reserveIndex()
 		answer = h.offer(lk.index)
 		ours.Trailer = answer.Append(nil)
+		ours.Addresses6 = h.localAddresses6()
 	}
 	msg, res, err := r.Write(ours.Append(nil))
 	if err != nil {
@@ -338,13 +343,14 @@ func (l *Listener) findPath(s *slot, lk *link, req *dht.HandshakeRequest, theirs
 		if !lk.adopt(req.Socket.(Socket)) {
 			return nil // it is about to close: the client finds another way
 		}
-		lk.offer(req.Socket.(Socket), req.Client, kindOf(req.Client.Addr()))
+		lk.offer(req.Socket.(Socket), req.Client, h.kindOf(req.Client.Addr()))
 		return nil
 	}
 	if dht.Firewall(theirs.Firewall) == dht.FirewallOpen {
-		lk.offer(h.node.DefaultSocket().(Socket), req.Client, kindOf(req.Client.Addr()))
+		lk.offer(h.node.DefaultSocket().(Socket), req.Client, h.kindOf(req.Client.Addr()))
 		return nil
 	}
+	lk.offerForeign(theirs.Addresses4, theirs.Addresses6)
 	_, open := h.node.RemoteAddr()
 	lan := false
 	if req.Client.Addr() == req.To.Addr() { // the same public address: probably the same network

@@ -56,6 +56,28 @@ type route struct {
 
 	heard atomic.Int64 // Unix nanoseconds when the last authentic datagram came this way
 	rtt   atomic.Int64 // nanoseconds, of the last answered probe; 0 before
+
+	observed atomic.Pointer[netip.AddrPort] // our address as the peer saw it last; nil: not known
+
+	smooth  time.Duration // round trip, averaged; guarded by link.mu
+	samples int           // that it is made of
+}
+
+// measured takes the round trip of an answered probe. link.mu is held.
+func (r *route) measured(rtt time.Duration) {
+	r.rtt.Store(int64(rtt))
+	if r.samples++; r.samples == 1 {
+		r.smooth = rtt
+	}
+	r.smooth += (rtt - r.smooth) / 4
+}
+
+// otherFamily reports whether one of the two routes is over IPv4 and the other over IPv6.
+func (r *route) otherFamily(o *route) bool { return r.remote.Addr().Is4() != o.remote.Addr().Is4() }
+
+// faster reports whether o is a good deal faster than r, by enough measurements of both.
+func (r *route) faster(o *route) bool {
+	return r.samples >= wantSamples && o.samples >= wantSamples && r.smooth-o.smooth > max(minGain, r.smooth/8)
 }
 
 func (r *route) is(s Socket, remote netip.AddrPort) bool { return r.sock == s && r.remote == remote }
@@ -81,6 +103,11 @@ const (
 	maxProbeWait   = 250 * time.Millisecond // while a link has no path
 
 	keepRelay   = 20 * time.Second // between probes of a relayed path that is not in use: relays forget idle ones after a minute
+	keepFamily  = 20 * time.Second // between probes of a path as good as the one in use but of another family, while there is traffic
+	sampleEvery = time.Second      // between the first probes of such a path, and of the one in use beside it
+	wantSamples = 3                // round trips to compare two paths by
+	minGain     = 2 * time.Millisecond
+	steady      = 30 * time.Second // before the family is changed again for a shorter round trip
 	retryBetter = 10 * time.Second // between looks for a better path than the one in use
 	barFailed   = 40 * time.Second // before a path that failed may take over again from a worse one that works
 )
@@ -161,11 +188,27 @@ func (p *prober) heardFrom(sock Socket, remote netip.AddrPort) *route {
 	return nil
 }
 
-// refresh sees to it that paths beside cur stay known: relayed ones are kept open, and better ones are looked for again.
-func (p *prober) refresh(cur *route, now time.Time) {
+// refresh sees to it that paths beside cur stay known: relayed ones are kept open, better ones are looked for again, and those
+// of another family are measured; while there is traffic they are kept open, too.
+func (p *prober) refresh(cur *route, busy bool, now time.Time) {
+	rival := slices.ContainsFunc(p.cands, func(c *candidate) bool {
+		return c.route.kind == cur.kind && c.route.otherFamily(cur) && c.route.samples > 0
+	})
 	for _, c := range p.cands {
+		since := now.Sub(c.begun)
 		switch {
-		case c.route == cur || !c.next.IsZero():
+		case !c.next.IsZero():
+		case c.route == cur && (!rival || c.route.samples >= wantSamples || since < sampleEvery):
+		case c.route == cur:
+			c.start(1, now)
+		case c.route.kind == cur.kind && c.route.otherFamily(cur):
+			switch {
+			case c.route.samples > 0 && c.route.samples < wantSamples && since >= sampleEvery,
+				c.route.samples > 0 && busy && since >= keepFamily:
+				c.start(1, now)
+			case c.route.samples == 0 && busy && since >= retryBetter:
+				c.start(3, now)
+			}
 		case c.route.kind == PathRelay && now.Sub(c.begun) >= keepRelay:
 			c.start(2, now)
 		case c.route.kind < cur.kind && now.Sub(c.begun) >= retryBetter:
@@ -174,10 +217,10 @@ func (p *prober) refresh(cur *route, now time.Time) {
 	}
 }
 
-// spare reports whether there is a relayed path beside cur that was heard lately.
+// spare reports whether there is a relayed path, or one of another family, beside cur that was heard lately.
 func (p *prober) spare(cur *route, now time.Time) bool {
 	return slices.ContainsFunc(p.cands, func(c *candidate) bool {
-		return c.route != cur && c.route.kind == PathRelay && now.Sub(time.Unix(0, c.route.heard.Load())) < 2*keepRelay
+		return c.route != cur && (c.route.kind == PathRelay || c.route.otherFamily(cur)) && now.Sub(time.Unix(0, c.route.heard.Load())) < 2*keepRelay
 	})
 }
 
@@ -278,6 +321,9 @@ func betterRoute(cur, next *route, suspect bool, sent, now time.Time) bool {
 		return true
 	}
 	heard := time.Unix(0, cur.heard.Load())
+	if next.kind == cur.kind && next.otherFamily(cur) {
+		return cur.faster(next)
+	}
 	if next.kind == cur.kind { // the peer moved: nothing came the old way since we asked the new one
 		return heard.Before(sent)
 	}

@@ -74,7 +74,7 @@ type pathMTU struct {
 	pairs   []time.Time
 	small   int // … answers to the small ones
 
-	sent [mtuRemembered]mtuProbe
+	sent []mtuProbe // mtuRemembered of them once one was sent: most paths are never searched
 	n    int
 }
 
@@ -258,6 +258,9 @@ func (m *pathMTU) doubtStep(now time.Time) []mtuProbe {
 
 func (m *pathMTU) probe(size int, now time.Time) mtuProbe {
 	p := mtuProbe{id: rand.Uint64() | 1, size: size, at: now} // not to be guessed; never 0
+	if m.sent == nil {
+		m.sent = make([]mtuProbe, mtuRemembered)
+	}
 	m.sent[m.n%mtuRemembered] = p
 	m.n++
 	return p
@@ -265,7 +268,7 @@ func (m *pathMTU) probe(size int, now time.Time) mtuProbe {
 
 // answered takes the answer to a probe. It reports whether that was one of ours.
 func (m *pathMTU) answered(id uint64, now time.Time) bool {
-	i := slices.IndexFunc(m.sent[:], func(p mtuProbe) bool { return p.id == id })
+	i := slices.IndexFunc(m.sent, func(p mtuProbe) bool { return p.id == id })
 	if i < 0 || id == 0 {
 		return false
 	}

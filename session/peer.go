@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -353,6 +354,13 @@ func (p *Peer) heardOf(b []byte, all bool) (Announced, error) {
 	return a, err
 }
 
+// endpoints returns the addresses that the peer has announced.
+func (p *Peer) endpoints() []Endpoint {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.announced.Endpoints
+}
+
 // changeLocked wakes those who wait for a change of state. p.mu is held.
 func (p *Peer) changeLocked() {
 	p.since = time.Now()
@@ -539,9 +547,11 @@ type PeerStatus struct {
 	Replayed  uint64 // datagrams that had been received before, or too long ago
 	Err       error  // why the last attempt to connect failed; nil once connected
 
-	Epoch     uint64        // number of the keys in use: 0 are those of the handshake
-	KeyAge    time.Duration // of the keys in use
-	Announced Announced     // what the peer says about itself, when it was last connected; not to be changed
+	Epoch     uint64         // number of the keys in use: 0 are those of the handshake
+	KeyAge    time.Duration  // of the keys in use
+	Observed  netip.AddrPort // our address as the peer sees it on the path in use; invalid: not known, or relayed
+	Mapped    bool           // the path leads through a port that one of the two routers forwards
+	Announced Announced      // what the peer says about itself, when it was last connected; not to be changed
 }
 
 // Status returns a snapshot.
@@ -573,6 +583,12 @@ func (p *Peer) Status() PeerStatus {
 	}
 	if r := l.cur.Load(); r != nil {
 		s.Path, s.RTT, s.MTU = r.path(), time.Duration(r.rtt.Load()), p.MTU()
+		if o := r.observed.Load(); o != nil {
+			s.Observed = *o
+		}
+		external, ok := p.host.mapped()
+		s.Mapped = ok && s.Observed == external ||
+			slices.Contains(s.Announced.Endpoints, Endpoint{EndpointMapped, s.Path.Remote})
 	}
 	return s
 }

@@ -128,7 +128,7 @@ func (l *link) follow(sock Socket, addr netip.AddrPort, nonce [pathNonceSize]byt
 	if cur := l.cur.Load(); cur.sock != sock && !l.adopt(sock) {
 		return
 	}
-	r := &route{sock: sock, remote: addr, kind: kindOf(addr.Addr())}
+	r := &route{sock: sock, remote: addr, kind: l.host.kindOf(addr.Addr())}
 	l.mu.Lock()
 	l.cur.Store(r)
 	l.noteDirectLocked(r)

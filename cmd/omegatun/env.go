@@ -51,7 +51,7 @@ func (e *env) addFlags(f *pflag.FlagSet) {
 
 // check refuses global flags that are wrong for every command.
 func (e *env) check() error {
-	if len(e.bootstrap) == 1 && e.bootstrap[0] == bootstrapSelf {
+	if e.bootstrapsItself() {
 		return nil // only node takes it, and the others ask bootstrapNodes
 	}
 	for _, node := range e.bootstrap {
@@ -65,13 +65,18 @@ func (e *env) check() error {
 // bootstrapNodes returns the DHT nodes to start from: those of the flag, or else of the configuration; nil for the
 // public network.
 func (e *env) bootstrapNodes(c *config.Config) ([]string, error) {
-	if len(e.bootstrap) == 1 && e.bootstrap[0] == bootstrapSelf {
+	if e.bootstrapsItself() {
 		return nil, exit.New(exit.Usage, "--bootstrap needs a value here").WithTry("--bootstrap 203.0.113.9:49737")
 	}
 	if e.bootstrap != nil {
 		return e.bootstrap, nil
 	}
 	return c.Bootstrap, nil
+}
+
+// bootstrapsItself reports whether --bootstrap was given without a value, or with an empty one.
+func (e *env) bootstrapsItself() bool {
+	return e.bootstrap != nil && (len(e.bootstrap) == 0 || len(e.bootstrap) == 1 && e.bootstrap[0] == bootstrapSelf)
 }
 
 // isRoot reports whether the system's own folders are to be used.

@@ -78,7 +78,7 @@ func (e *env) node(ctx context.Context, flags nodeFlags) error {
 	if err != nil {
 		return err
 	}
-	first := len(e.bootstrap) == 1 && e.bootstrap[0] == bootstrapSelf
+	first := e.bootstrapsItself()
 	cfg := session.Config{Logger: e.log()}
 	if flags.nodes < 1 || flags.nodes > maxNodes {
 		return exit.New(exit.Usage, "--nodes must be between 1 and %d", maxNodes)

@@ -12,6 +12,7 @@ import (
 type Conn struct {
 	host  *Host
 	local netip.AddrPort
+	both  bool          // IPv4 too, although local is [::]
 	ready chan struct{} // capacity 1: the queue is not empty
 	done  chan struct{} // closed by Close
 
@@ -66,7 +67,7 @@ func (c *Conn) write(b []byte, to netip.AddrPort, ttl int) error {
 	if c.closed {
 		return net.ErrClosed
 	}
-	return c.host.sendLocked(c.local, to, b, ttl)
+	return c.host.sendLocked(c.local, c.both, to, b, ttl)
 }
 
 // ReadFromUDPAddrPort waits for a datagram and copies it to b, cutting it off if b is too short. It fails with

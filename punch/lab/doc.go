@@ -35,5 +35,5 @@
 //     to a port where nobody listens.
 //   - IP fragments do not exist; every packet is sent as if DF were set.
 //   - Latency across the core is the same for each pair; cables make hosts near and far.
-//   - A NAT has one public address, and unlimited memory.
+//   - A NAT has one public address, and unlimited memory. It translates one family and routes the other.
 package lab

@@ -102,13 +102,13 @@ func (h *Host) Cut(cut bool) {
 }
 
 // Listen opens a UDP socket. The zero AddrPort, or one with an unspecified address, receives on all addresses of
-// the host: 0.0.0.0 those of IPv4, :: and the zero address both kinds. Port 0 picks a free port. It fails
+// the host: 0.0.0.0 those of IPv4, :: those of IPv6, and the zero address both kinds. Port 0 picks a free port. It fails
 // with EADDRINUSE or EADDRNOTAVAIL.
 func (h *Host) Listen(at netip.AddrPort) (*Conn, error) {
 	h.net.mu.Lock()
 	defer h.net.mu.Unlock()
-	addr := at.Addr().Unmap()
-	if !addr.IsValid() {
+	addr, both := at.Addr().Unmap(), !at.Addr().IsValid()
+	if both {
 		addr = netip.IPv6Unspecified()
 	}
 	if !addr.IsUnspecified() && !addr.IsLoopback() && !slices.Contains(h.addrsLocked(), addr) {
@@ -116,26 +116,25 @@ func (h *Host) Listen(at netip.AddrPort) (*Conn, error) {
 	}
 	port := at.Port()
 	for port == 0 {
-		if p := uint16(32768 + h.rand.IntN(28232)); !h.boundLocked(addr, p) {
+		if p := uint16(32768 + h.rand.IntN(28232)); !h.boundLocked(addr, p, both) {
 			port = p
 		}
 	}
-	if h.net.closed || h.boundLocked(addr, port) {
+	if h.net.closed || h.boundLocked(addr, port, both) {
 		return nil, fmt.Errorf("lab: %s: listen on %v: %w", h.name, at, syscall.EADDRINUSE)
 	}
 	c := newConn(h, netip.AddrPortFrom(addr, port))
+	c.both = both
 	h.conns[c.local] = c
 	return c, nil
 }
 
-// boundLocked reports whether a socket on addr and port would clash with one that exists.
-func (h *Host) boundLocked(addr netip.Addr, port uint16) bool {
-	for at := range h.conns {
-		if at.Port() != port {
-			continue
-		}
+// boundLocked reports whether a socket on addr and port, of both families or one, would clash with one that exists.
+func (h *Host) boundLocked(addr netip.Addr, port uint16, both bool) bool {
+	for at, c := range h.conns {
 		a := at.Addr()
-		if a == addr || a.IsUnspecified() && (a.Is6() || addr.Is4()) || addr.IsUnspecified() && (addr.Is6() || a.Is4()) {
+		if at.Port() == port && (a == addr || c.both || both ||
+			a.Is4() == addr.Is4() && (a.IsUnspecified() || addr.IsUnspecified())) {
 			return true
 		}
 	}
@@ -161,9 +160,9 @@ func (h *Host) routeLocked(local, to netip.Addr) (c *cable, src netip.Addr) {
 }
 
 // sendLocked sends a datagram from a socket.
-func (h *Host) sendLocked(local netip.AddrPort, to netip.AddrPort, b []byte, ttl int) error {
+func (h *Host) sendLocked(local netip.AddrPort, both bool, to netip.AddrPort, b []byte, ttl int) error {
 	n := h.net
-	if local.Addr().Is4() && !to.Addr().Is4() {
+	if local.Addr().Is4() != to.Addr().Is4() && !both {
 		return syscall.EAFNOSUPPORT
 	}
 	own := to.Addr().IsLoopback() || slices.ContainsFunc(h.cables, func(c *cable) bool {
@@ -202,6 +201,9 @@ func (h *Host) deliverLocked(p *packet) {
 	}
 	if c == nil {
 		c = h.conns[netip.AddrPortFrom(netip.IPv6Unspecified(), p.dst.Port())]
+		if c != nil && p.dst.Addr().Is4() && !c.both {
+			c = nil
+		}
 	}
 	switch {
 	case c == nil:

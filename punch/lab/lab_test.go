@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -161,14 +162,60 @@ func TestListen(t *testing.T) {
 			{"an address of the host", "192.88.99.10:7", true},
 			{"the same again", "192.88.99.10:7", false},
 			{"all addresses, same port", "0.0.0.0:7", false},
-			{"both families, same port", "[::]:7", false},
 			{"the other family", "[2001:db8::1]:7", true},
+			{"all of the other family, same port", "[::]:7", false},
 			{"a foreign address", "192.88.99.11:8", false},
 			{"all of IPv4", "0.0.0.0:8", true},
+			{"all of IPv6 beside it", "[::]:8", true},
+			{"an IPv6 address, same port", "[2001:db8::1]:8", false},
 		}
 		for _, tt := range tests {
 			if _, err := h.Listen(netip.MustParseAddrPort(tt.at)); (err == nil) != tt.ok {
 				t.Errorf("%s: Listen(%s): %v, want success: %v", tt.name, tt.at, err, tt.ok)
+			}
+		}
+	})
+}
+
+func TestEachFamilyHasItsSocket(t *testing.T) {
+	bubble(t, lab.Config{}, func(t *testing.T, n *lab.Network) {
+		six := netip.MustParseAddr("2001:db8::1")
+		h := n.Host("a", serverA, six)
+		four, err := h.Listen(at(netip.IPv4Unspecified(), 7))
+		if err != nil {
+			t.Fatal(err)
+		}
+		both, err := n.Host("b", serverB, netip.MustParseAddr("2001:db8::2")).Listen(netip.AddrPort{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		send(t, both, at(six, 7), "lost: there is no socket for IPv6 yet")
+		wantNothing(t, four, "it is for IPv4")
+		only, err := h.Listen(at(netip.IPv6Unspecified(), 7))
+		if err != nil {
+			t.Fatal(err)
+		}
+		send(t, both, at(serverA, 7), "four")
+		want(t, four, "four")
+		send(t, both, at(six, 7), "six")
+		want(t, only, "six")
+		if err := only.WriteTTL([]byte("x"), both.LocalAddrPort(), 64); err != nil {
+			t.Errorf("IPv6 to IPv6: %v", err)
+		}
+		if err := only.WriteTTL([]byte("x"), at(serverB, 1), 64); !errors.Is(err, syscall.EAFNOSUPPORT) {
+			t.Errorf("IPv4 from a socket for IPv6: %v, want EAFNOSUPPORT", err)
+		}
+		n.SetLink6(lab.Link{Latency: 5 * time.Millisecond})
+		for _, l := range []struct {
+			to   netip.Addr
+			sock *lab.Conn
+			want time.Duration
+		}{{serverA, four, 0}, {six, only, 5 * time.Millisecond}} {
+			began := time.Now()
+			send(t, both, at(l.to, 7), "how long?")
+			want(t, l.sock, "how long?")
+			if took := time.Since(began); took != l.want {
+				t.Errorf("to %v: %v, want %v", l.to, took, l.want)
 			}
 		}
 	})

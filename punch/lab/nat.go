@@ -165,13 +165,13 @@ func (r *NAT) Rebind() {
 }
 
 // Forward forwards an outside port to an inside address and port, whoever sends: what UPnP, PCP or the owner
-// sets up. The zero AddrPort ends it.
+// sets up. Answers leave from the outside port. The zero AddrPort ends it.
 func (r *NAT) Forward(port uint16, to netip.AddrPort) {
 	r.net.mu.Lock()
 	defer r.net.mu.Unlock()
 	outside := netip.AddrPortFrom(r.table.cfg.Public, port)
 	if !to.IsValid() {
-		delete(r.table.static, outside)
+		r.table.unforward(outside)
 		return
 	}
 	r.table.static[outside] = to

@@ -385,6 +385,10 @@ func TestForwardAndDMZ(t *testing.T) {
 		home.Rebind()
 		send(t, s.a1, at(homeA, 7000), "forwarded")
 		want(t, b, "forwarded")
+		send(t, b, at(serverA, 1), "answer")
+		if from := want(t, s.a1, "answer"); from != at(homeA, 7000) {
+			t.Errorf("the answer comes from %v, want the forwarded port", from)
+		}
 		home.Forward(7000, netip.AddrPort{})
 		send(t, s.a1, at(homeA, 7000), "no longer")
 		wantNothing(t, b, "the forwarding was ended")

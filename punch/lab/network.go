@@ -46,6 +46,7 @@ type Network struct {
 
 	mu      sync.Mutex // guards everything below, and the state of hosts, NATs and sockets
 	core    Link
+	core6   Link // of IPv6 packets
 	root    segment
 	events  eventHeap
 	timer   *time.Timer // runs run; armed while events is not empty
@@ -113,6 +114,7 @@ func New(cfg Config) *Network {
 		pairs: make(map[[2]*cable]time.Time),
 		stats: Stats{Lost: make(map[string]int)},
 	}
+	n.core6 = n.core
 	n.root = segment{net: n, addrs: make(map[netip.Addr]*cable)}
 	return n
 }
@@ -140,7 +142,16 @@ func (n *Network) SetLink(l Link) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	l.Rate = 0
-	n.core = l
+	n.core, n.core6 = l, l
+	clear(n.pairs)
+}
+
+// SetLink6 is SetLink for IPv6 packets only, which often take another way than those of IPv4.
+func (n *Network) SetLink6(l Link) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	l.Rate = 0
+	n.core6 = l
 	clear(n.pairs)
 }
 
@@ -327,6 +338,10 @@ func (n *Network) moveLocked(now time.Time, p *packet, s stage, c *cable) {
 
 // crossCoreLocked takes a packet from the edge where it entered the core to the one that has its destination.
 func (n *Network) crossCoreLocked(now time.Time, p *packet, from *cable) {
+	core := &n.core
+	if p.dst.Addr().Is6() {
+		core = &n.core6
+	}
 	to := n.root.addrs[p.dst.Addr()]
 	p.record.outside(p)
 	p.ttl -= n.cfg.Hops
@@ -341,19 +356,19 @@ func (n *Network) crossCoreLocked(now time.Time, p *packet, from *cable) {
 	case n.drop != nil && n.drop(Packet{From: p.src, To: p.dst, TTL: p.ttl + n.cfg.Hops, Payload: p.data}):
 		n.loseLocked(p, "dropped")
 	default:
-		at, reason := n.core.pass(now, p, &from.up)
+		at, reason := core.pass(now, p, &from.up)
 		if reason != "" {
 			n.loseLocked(p, reason)
 			return
 		}
-		if n.core.Jitter > 0 && !from.up.held {
+		if core.Jitter > 0 && !from.up.held {
 			pair := [2]*cable{from, to}
 			if last := n.pairs[pair]; at.Before(last) {
 				at = last
 			}
 			n.pairs[pair] = at
 		}
-		if from.up.chance(n.core.Duplicate) {
+		if from.up.chance(core.Duplicate) {
 			n.afterLocked(now, at, n.copyLocked(p), stageCrossed, to)
 		}
 		n.afterLocked(now, at, p, stageCrossed, to)

@@ -166,6 +166,7 @@ func (t *Table) free(now time.Time, outside netip.AddrPort, key mappingKey, remo
 // the name of the router.
 func (t *Table) Inbound(now time.Time, remote, outside netip.AddrPort) (inside netip.AddrPort, refused string) {
 	if to, ok := t.static[outside]; ok {
+		t.answer(now, to, outside, remote)
 		return to, ""
 	}
 	permission := t.cfg.Filtering.key(remote)
@@ -201,6 +202,33 @@ func (t *Table) Inbound(now time.Time, remote, outside netip.AddrPort) (inside n
 		return inside, "filtered by"
 	}
 	return inside, "no mapping at"
+}
+
+// answer has packets from inside to remote leave from outside, a forwarded port, as remote has sent something there.
+func (t *Table) answer(now time.Time, inside, outside, remote netip.AddrPort) {
+	key := mappingKey{inside: inside, remote: t.cfg.Mapping.key(remote)}
+	if m := t.out[key]; m != nil {
+		if m.outside == outside {
+			m.until = now.Add(t.cfg.Lifetime)
+			return
+		}
+		t.remove(m)
+	}
+	m := &mapping{
+		key: key, outside: outside, until: now.Add(t.cfg.Lifetime),
+		allowed: make(map[netip.AddrPort]time.Time), sweep: 1024,
+	}
+	t.out[key] = m
+	t.in[outside] = append(t.in[outside], m)
+	t.expire(now)
+}
+
+// unforward ends the forwarding of an outside port, and what goes on there.
+func (t *Table) unforward(outside netip.AddrPort) {
+	delete(t.static, outside)
+	for _, m := range slices.Clone(t.in[outside]) {
+		t.remove(m)
+	}
 }
 
 // expire removes what has expired once there is a lot.

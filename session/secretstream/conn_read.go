@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	firstBuffer = 4 << 10  // the read buffer to begin with
+	firstBuffer = 1 << 10  // the read buffer to begin with: idle streams are many
 	bulkBuffer  = 64 << 10 // how far it grows because much arrives; one long message may need more
 	maxEmpty    = 100      // reads of nothing in a row before the transport is found broken
 )

@@ -309,6 +309,7 @@ func (d *Daemon) openHost(undo *closers) error {
 		DHT:      dht.Config{Bootstrap: d.cfg.Bootstrap},
 		Inbound:  d.deliver,
 		Avoid:    d.isVirtual,
+		Gateway:  hostnet.Gateway,
 		OnPeer:   d.peerChanged,
 		MTU:      d.mtu,
 		OnMTU:    d.mtuChanged,
