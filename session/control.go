@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -156,9 +157,13 @@ func (c *control) handle(typ int, b []byte, now time.Time) error {
 		if p == nil {
 			return ErrRemoved
 		}
+		before := p.endpoints()
 		a, err := p.heardOf(b, typ == messageHello)
 		if err != nil {
 			return err
+		}
+		if typ == messageChange && l.initiator && !slices.Equal(before, a.Endpoints) {
+			l.hurryDirect(now)
 		}
 		if now.Sub(c.tried) >= announceEvery {
 			c.tried = now

@@ -44,6 +44,7 @@ type dialing struct {
 	direct bool             // through no relay: to one
 	at     netip.AddrPort   // shake hands there, on a local network; zero: over the DHT
 	tunnel bool             // offer a tunnel, and settle for nothing less
+	beside bool             // there is a relayed connection: only a direct path is wanted
 	relays []netip.AddrPort // nodes to try before asking the DHT
 	// through are the relays to meet the peer at; none: those of the Host
 	through []key.Public
@@ -80,16 +81,22 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 	}
 	var offer tunnel.Offer
 	payload := h.payload(l)
-	if !d.direct {
+	if !d.direct && !d.beside {
 		payload.RelayThrough = h.nameRelay(d.remote, d.through)
 	}
 	if d.tunnel {
 		if p := h.Peer(d.remote); p != nil {
 			l.peer.Store(p) // packets may come before the link is up here
-			p.noteAttempt(l.account)
+			if !d.beside {
+				p.noteAttempt(l.account)
+			}
 		}
+		l.beside = d.beside
 		l.index = h.reserveIndex()
 		offer = h.offer(l.index)
+		if d.beside {
+			offer.Features |= tunnel.FeatureBeside
+		}
 		payload.Trailer = offer.Append(nil)
 		payload.Addresses6 = h.localAddresses6()
 	}
@@ -159,7 +166,7 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 	trying := ways{last: func() { cancel(errNoneAnswered) }} // unless the link is up
 	trying.add()
 	var relayErr atomic.Pointer[error]
-	if m := h.meeting(l, payload.RelayThrough, p.RelayThrough); m != nil && !d.direct && hs.reply.Relayed {
+	if m := h.meeting(l, payload.RelayThrough, p.RelayThrough); m != nil && !d.direct && !d.beside && hs.reply.Relayed {
 		delay := time.Duration(0)
 		if dht.Firewall(p.Firewall) == dht.FirewallOpen {
 			delay = directDelay
@@ -173,8 +180,10 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 	if client == nil {
 		defer time.AfterFunc(openTimeout, trying.done).Stop()
 	} else {
+		l.setPunching(true)
 		h.wg.Go(func() {
 			h.punch(l, client)
+			l.setPunching(false)
 			trying.done()
 		})
 	}

@@ -55,6 +55,9 @@
 // on it if it is the first that answers, and whatever is better takes over. It is kept while there is traffic, in case the
 // direct path fails; that one may then come back after 40 s.
 //
+// A link that stays relayed looks for a direct path again with another handshake, after 10 s, 30 s and then every 45 s; more rarely
+// if it is idle, if ports must be guessed, or if the NATs are hopeless; and soon after the network has changed on either side.
+//
 // # The control channel
 //
 // Where the two sides agree on a tunnel, the stream of the same handshake carries a protomux channel named "omegatun/1". It is started

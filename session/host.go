@@ -152,7 +152,7 @@ func New(cfg Config) (*Host, error) {
 	}
 	h := &Host{
 		cfg: cfg, log: cfg.Logger, network: cfg.Network,
-		dials: make(chan struct{}, dialsAtOnce),
+		dials: make(chan struct{}, dialsAtOnce), guessing: punch.NewLimit(0),
 		peers: make(map[key.Public]*Peer),
 		sinks: make(map[Socket]*probeSink),
 		known: newKnownPeers(cfg.KnownPeers),
@@ -296,6 +296,7 @@ func (h *Host) NetworkChanged() {
 		if p := l.peer.Load(); p != nil {
 			l.tryEndpoints(p.endpoints())
 		}
+		l.hurryDirect(now)
 	})
 	for _, p := range h.Peers() {
 		p.hurry()
@@ -408,6 +409,9 @@ func (h *Host) eachLink(f func(*link)) {
 // linkUp gives a link with a tunnel to its peer.
 func (h *Host) linkUp(l *link) {
 	if p := l.peer.Load(); p != nil {
+		if l.beside {
+			p.noteAttempt(l.account) // the others are of no interest
+		}
 		p.linkUp(l)
 	} else {
 		l.close(ErrRemoved)
@@ -481,7 +485,10 @@ func (h *Host) maintain() {
 			h.NetworkChanged()
 		}
 		last = now.Round(0)
-		h.eachLink(func(l *link) { l.maintain(now) })
+		h.eachLink(func(l *link) {
+			l.maintain(now)
+			l.retryDirect(now)
+		})
 		h.mu.Lock()
 		listeners := slices.Clone(h.listeners)
 		h.mu.Unlock()

@@ -50,6 +50,7 @@ type link struct {
 	local     key.Public
 	remote    key.Public
 	initiator bool
+	beside    bool      // of a relayed link to the same peer: there is no need of another relay
 	began     time.Time // message 1 was sent, or received
 	account   *account
 	result    noise.Result
@@ -95,6 +96,11 @@ type link struct {
 	lastProbe  time.Time // of the path in use
 	unheard    time.Time // first probe of the path in use since which nothing was heard; zero: none
 	suspect    bool
+	punching   bool                 // hole punching goes on, as its client
+	retrying   bool                 // another link looks for a direct path
+	hurried    bool                 // that is to be soon
+	retries    int                  // how many have
+	retryFrom  time.Time            // when the pause before the next began
 	crossed    time.Time            // when the family was last changed for a shorter round trip
 	retireAt   time.Time            // a better link replaced this one; zero: none did
 	owned      []Socket             // of punched paths; see sockets

@@ -11,6 +11,13 @@ import (
 	"omegatun/session/tunnel"
 )
 
+// setPunching notes that hole punching begins or has ended.
+func (l *link) setPunching(on bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.punching = on
+}
+
 // settle waits a moment for the candidates of an attempt that has ended, as their sockets are about to close.
 func (l *link) settle() {
 	timer := time.NewTimer(lastChance)

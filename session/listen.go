@@ -297,13 +297,14 @@ func (l *Listener) shake(s *slot, req *dht.HandshakeRequest) (lk *link, msg []by
 		ours.Holepunch = info
 	}
 	ours.RelayAddresses = l.ann.Addresses()
-	if req.Direct || dht.Firewall(theirs.Firewall) == dht.FirewallOpen {
+	offer, offered, err := tunnel.ParseOffer(theirs.Trailer)
+	lk.beside = offered && err == nil && offer.Features&tunnel.FeatureBeside != 0
+	if req.Direct || lk.beside || dht.Firewall(theirs.Firewall) == dht.FirewallOpen {
 		theirs.RelayThrough = nil // it is reached without
 	} else {
 		ours.RelayThrough = h.nameRelay(caller.Key, l.cfg.RelayThrough)
 	}
 	s.meeting = h.meeting(lk, theirs.RelayThrough, ours.RelayThrough)
-	offer, offered, err := tunnel.ParseOffer(theirs.Trailer)
 	peer := h.Peer(caller.Key)
 	wantTunnel := l.cfg.Tunnels && peer != nil && offered && err == nil
 	var answer tunnel.Offer
@@ -329,7 +330,9 @@ func (l *Listener) shake(s *slot, req *dht.HandshakeRequest) (lk *link, msg []by
 		lk.peer.Store(peer)
 		lk.account.nats(h.firewall(), dht.Firewall(theirs.Firewall))
 		lk.account.step(StageHandshake, "the peer asks from %v", req.Client)
-		peer.noteAttempt(lk.account)
+		if !lk.beside {
+			peer.noteAttempt(lk.account)
+		}
 	}
 	lk.setRemoteID(udx.ID(theirs.UDX.ID))
 	return lk, msg, l.findPath(s, lk, req, &theirs)

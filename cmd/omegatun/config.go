@@ -28,6 +28,7 @@ of them optional. A setting that is not known is an error.
   interface = "omega0"                 # network interface; default: omega0, omega1, …
   ipv4 = "10.64.0.7"                   # instead of the address that follows from the key
   bootstrap = ["203.0.113.9:49737"]    # DHT nodes to start from; default: the public network
+  port_mapping = false                 # do not ask the router to forward a port
   relay = true                         # relay between listed peers that have no direct path
   lan = false                          # do not look for listed peers on local networks
 
@@ -85,7 +86,7 @@ func newConfigShow(e *env) *cobra.Command {
 		Short: "Print the configuration as it is used",
 		Long: `Prints the configuration as it is used: the file, the peers listed by "omegatun add", and
 the defaults, in the form of the file. With --json:
-  {"schema":1,"name","port","interface","ipv4","bootstrap","relay","lan",
+  {"schema":1,"name","port","interface","ipv4","bootstrap","port_mapping","relay","lan",
    "peers":[{"key","name","ipv6","ipv4","relay","file","line"}]}
 where a bootstrap of null is the public network.`,
 		Example: `  omegatun config show
@@ -110,7 +111,7 @@ where a bootstrap of null is the public network.`,
 			return e.print(
 				object{
 					"name": machineName(c), "port": c.Port, "interface": c.Interface, "ipv4": c.IPv4,
-					"bootstrap": c.Bootstrap, "relay": c.Relay, "lan": !c.NoLAN, "peers": peers,
+					"bootstrap": c.Bootstrap, "port_mapping": !c.NoMapping, "relay": c.Relay, "lan": !c.NoLAN, "peers": peers,
 				}, configText(c))
 		},
 	}
@@ -137,6 +138,9 @@ func configText(c *config.Config) string {
 			quoted[i] = strconv.Quote(node)
 		}
 		fmt.Fprintf(&b, "bootstrap = [%s]\n", strings.Join(quoted, ", "))
+	}
+	if c.NoMapping {
+		b.WriteString("port_mapping = false\n")
 	}
 	if c.Relay {
 		b.WriteString("relay = true\n")

@@ -65,6 +65,9 @@ const (
 	FeaturePostQuantum
 	// FeatureParts accepts plaintexts of [ContentPart] and answers an [MTUProbe].
 	FeatureParts
+	// FeatureBeside says of this one handshake that its sender is connected through a relay already and looks for a direct
+	// path: the two need not meet at a relay again.
+	FeatureBeside
 )
 
 // Offer is what one side says about its end of the tunnel.

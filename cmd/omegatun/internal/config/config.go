@@ -6,6 +6,7 @@
 //	interface = "omega0"                       # name of the network interface; missing: omega0, omega1, …
 //	ipv4 = "10.64.0.7"                         # instead of the address that follows from the key
 //	bootstrap = ["203.0.113.9:49737"]          # DHT nodes to start from; missing: the public network
+//	port_mapping = false                       # do not ask the router to forward a port
 //	relay = true                               # relay between listed peers that have no direct path
 //	lan = false                                # do not look for listed peers on local networks, nor answer them there
 //
@@ -46,6 +47,7 @@ type Config struct {
 	Bootstrap []string   // host:port or ip@host:port; nil: the public network
 	Relay     bool       // relay between listed peers
 	NoLAN     bool       // do not look for peers on local networks
+	NoMapping bool       // do not ask the router to forward a port
 	Peers     Peers      // in the order of the files, the person's first
 }
 
@@ -80,6 +82,7 @@ type file struct {
 	Bootstrap *[]string `toml:"bootstrap"`
 	Relay     *bool     `toml:"relay"`
 	LAN       *bool     `toml:"lan"`
+	Mapping   *bool     `toml:"port_mapping"`
 	Peer      []peer    `toml:"peer"`
 }
 
@@ -152,7 +155,7 @@ func (c *Config) add(path, text string, peersOnly bool) error {
 		return bad(at.find(k), "%q is not a setting that omegatun knows", k.String()).
 			WithTry("remove the line; omegatun help config lists all settings")
 	}
-	if peersOnly && (f.Name != nil || f.Port != nil || f.Interface != nil || f.IPv4 != nil || f.Bootstrap != nil || f.Relay != nil || f.LAN != nil) {
+	if peersOnly && (f.Name != nil || f.Port != nil || f.Interface != nil || f.IPv4 != nil || f.Bootstrap != nil || f.Relay != nil || f.LAN != nil || f.Mapping != nil) {
 		return bad("", "this file is for peers only")
 	}
 
@@ -192,6 +195,9 @@ func (c *Config) add(path, text string, peersOnly bool) error {
 	}
 	if f.LAN != nil {
 		c.NoLAN = !*f.LAN
+	}
+	if f.Mapping != nil {
+		c.NoMapping = !*f.Mapping
 	}
 
 	byKey, byName := c.Peers.indexed()

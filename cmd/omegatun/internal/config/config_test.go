@@ -57,6 +57,7 @@ port = 4000
 interface = "om1"
 ipv4 = "10.64.0.7"
 bootstrap = ["a.example:1", "10.0.0.1@b.example:2"]
+port_mapping = false
 relay = true
 lan = false
 [[peer]]
@@ -73,7 +74,7 @@ ipv4 = "10.64.0.8"
 		t.Fatal(err)
 	}
 	if c.Name != "laptop" || c.Port != 4000 || c.Interface != "om1" || c.IPv4 != netip.MustParseAddr("10.64.0.7") ||
-		!slices.Equal(c.Bootstrap, []string{"a.example:1", "10.0.0.1@b.example:2"}) || !c.Relay || !c.NoLAN {
+		!slices.Equal(c.Bootstrap, []string{"a.example:1", "10.0.0.1@b.example:2"}) || !c.Relay || !c.NoLAN || !c.NoMapping {
 		t.Errorf("Load: %+v", c)
 	}
 	if relays := c.Peers.Relays(); !slices.Equal(relays, []key.Public{testKey(1)}) {
@@ -85,8 +86,8 @@ ipv4 = "10.64.0.8"
 		ipv4 string
 		line int
 	}{
-		{testKey(1), "desk", "invalid IP", 9}, // the person's file has the last word
-		{testKey(2), "", "10.64.0.8", 13},
+		{testKey(1), "desk", "invalid IP", 10}, // the person's file has the last word
+		{testKey(2), "", "10.64.0.8", 14},
 		{testKey(3), "lab", "invalid IP", 4},
 	}
 	if len(c.Peers) != len(want) {
@@ -104,6 +105,7 @@ func TestLoadRefuses(t *testing.T) {
 	peer := fmt.Sprintf("[[peer]]\nkey = %q\n", k1)
 	for _, tt := range []struct{ name, text, want string }{
 		{"syntax", "a\n= b", "line 1"},
+		{"a port mapping that is neither on nor off", "port_mapping = 1", "line 1"},
 		{"an unknown setting", "\nnmae = 'x'", `line 2: "nmae" is not a setting`},
 		{"an unknown setting in the second peer", peer + "[[peer]]\nkey = '" + k2.String() + "'\n port = 1", `line 5: "peer.port" is not`},
 		{"an unknown setting with the name of a known one elsewhere", "key = 'x'\n" + peer, `line 1: "key" is not`},

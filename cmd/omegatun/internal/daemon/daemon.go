@@ -310,10 +310,12 @@ func (d *Daemon) openHost(undo *closers) error {
 		Inbound:  d.deliver,
 		Avoid:    d.isVirtual,
 		Gateway:  hostnet.Gateway,
-		OnPeer:   d.peerChanged,
-		MTU:      d.mtu,
-		OnMTU:    d.mtuChanged,
-		Logger:   d.log,
+
+		NoPortMapping: d.settings.NoMapping,
+		OnPeer:        d.peerChanged,
+		MTU:           d.mtu,
+		OnMTU:         d.mtuChanged,
+		Logger:        d.log,
 	}
 	cfg.NoBeacons = d.settings.NoLAN
 	if d.settings.Relay {
