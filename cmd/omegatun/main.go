@@ -42,6 +42,7 @@ var commands = []struct {
 	{"dht", newNode},
 	{"dht", newRelay},
 	{"dht", newDHT},
+	{"operate", newService},
 	{"operate", newNetcheck},
 	{"operate", newConfig},
 	{"operate", newVersion},

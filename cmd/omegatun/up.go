@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"omegatun/cmd/omegatun/internal/control"
 	"omegatun/cmd/omegatun/internal/daemon"
 	"omegatun/cmd/omegatun/internal/exit"
+	"omegatun/cmd/omegatun/internal/systemd"
 	"omegatun/dht/key"
 )
 
@@ -112,9 +114,30 @@ func (e *env) up(ctx context.Context, c *config.Config, bootstrap []string, peer
 		Bootstrap: bootstrap,
 		State:     dir,
 		Socket:    path,
-		Events:    func(ev control.Event) { e.show(ev) }, //nolint:errcheck // a closed stdout does not end the daemon
-		Logger:    e.log(),
+		Events: func(ev control.Event) {
+			e.show(ev) //nolint:errcheck // a closed stdout does not end the daemon
+			e.notify(ev)
+		},
+		Logger: e.log(),
 	})
+}
+
+// notify tells systemd about an event, if the daemon is a service of it.
+func (e *env) notify(ev control.Event) {
+	state := ""
+	switch ev.Event {
+	case "interface":
+		state = "READY=1\nSTATUS=up, looking for the network"
+	case "listening":
+		state = "STATUS=up, and can be found by peers"
+	case "down":
+		state = "STOPPING=1"
+	default:
+		return
+	}
+	if err := systemd.Notify(os.Getenv("NOTIFY_SOCKET"), state); err != nil {
+		e.log().Warn("systemd is not told", "error", err)
+	}
 }
 
 // upByDaemon has the running daemon connect to peers, and shows the outcome. The error is that of the first peer that
