@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
+	"os"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -220,9 +222,16 @@ func (f *forwarder) accept(ctx context.Context, v *forwarded) {
 // carry connects a TCP connection to the peer.
 func (f *forwarder) carry(ctx context.Context, tcp *net.TCPConn, v *forwarded) {
 	log := f.env.log().With("client", tcp.RemoteAddr().String(), "peer", v.peer.Key.String(), "port", v.port)
-	c, err := f.dial(ctx, v)
+	dialing, settle := watchClient(ctx, tcp)
+	c, err := f.dial(dialing, v)
+	left := errors.Is(context.Cause(dialing), errClientLeft)
+	client := settle()
 	if err != nil {
-		cut(tcp)
+		cut(client)
+		if left {
+			log.Info("the client left before there was a connection")
+			return
+		}
 		f.ports[v.peer.Key].lookAgain()
 		if ctx.Err() == nil && !v.down.Swap(true) {
 			f.env.note("no connection to port %d of %s: %s", v.port, v.name(), exit.From(err).Reason)
@@ -235,8 +244,72 @@ func (f *forwarder) carry(ctx context.Context, tcp *net.TCPConn, v *forwarded) {
 		f.env.say("port %d of %s can be reached again", v.port, v.name())
 	}
 	log.Info("connection", "remote", c.RemoteAddr().String())
-	err = carry(ctx, c, tcp)
+	err = carry(ctx, c, client)
 	log.Info("connection ended", "error", err)
+}
+
+// errClientLeft is why a connection to a peer is not made any more.
+var errClientLeft = errors.New("the client has left")
+
+// maxEarly is how much of what a client sends is read before there is a connection.
+const maxEarly = 64 << 10
+
+// waitingClient is a TCP connection of which something has been read already.
+type waitingClient struct {
+	*net.TCPConn
+	early []byte
+	end   error // of what can be read; nil: there is more
+}
+
+// watchClient reads what a client sends while it waits, which is the only way to notice that it leaves: then the context
+// ends with errClientLeft. That it has no more to send is no reason to leave. settle ends the watch, and returns the
+// connection with all that it sends still to be read.
+func watchClient(ctx context.Context, tcp *net.TCPConn) (waiting context.Context, settle func() *waitingClient) {
+	waiting, cancel := context.WithCancelCause(ctx)
+	c := &waitingClient{TCPConn: tcp}
+	done := make(chan struct{})
+	go func() { // ends with settle
+		defer close(done)
+		b := make([]byte, firstCarryBuffer)
+		for len(c.early) < maxEarly {
+			n, err := tcp.Read(b)
+			c.early = append(c.early, b[:n]...)
+			switch {
+			case errors.Is(err, os.ErrDeadlineExceeded):
+				return
+			case err != nil:
+				if c.end = err; !errors.Is(err, io.EOF) {
+					cancel(errClientLeft)
+				}
+				return
+			}
+		}
+	}()
+	return waiting, func() *waitingClient {
+		tcp.SetReadDeadline(time.Unix(1, 0)) //nolint:errcheck // it fails if the connection is gone, and then reading ends
+		<-done
+		tcp.SetReadDeadline(time.Time{}) //nolint:errcheck // likewise
+		cancel(nil)
+		return c
+	}
+}
+
+func (c *waitingClient) Read(b []byte) (int, error) {
+	if len(c.early) > 0 {
+		n := copy(b, c.early)
+		c.early = c.early[n:]
+		return n, nil
+	}
+	if c.end != nil {
+		return 0, c.end
+	}
+	return c.TCPConn.Read(b)
+}
+
+// Reset ends the connection at once: see cut.
+func (c *waitingClient) Reset(error) {
+	c.SetLinger(0) //nolint:errcheck // it is closed in any case
+	c.Close()
 }
 
 // name is what a person calls the peer.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -468,5 +469,92 @@ func TestForwardThatCannotWork(t *testing.T) {
 	status, _, talk = output(t, nil, append(flags, "serve", "9", "--allow", "any")...)
 	if status != int(exit.Other) || !strings.Contains(talk, "another omegatun uses "+filepath.Clean(state)) {
 		t.Errorf("second serve: exit status %d, %s", status, talk)
+	}
+}
+
+// tcpPair returns the two ends of a TCP connection.
+func tcpPair(t *testing.T) (client, server *net.TCPConn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		c.Close()
+		s.Close()
+	})
+	return c.(*net.TCPConn), s.(*net.TCPConn)
+}
+
+func TestWatchClientNoticesThatItLeaves(t *testing.T) {
+	client, server := tcpPair(t)
+	waiting, settle := watchClient(t.Context(), server)
+	if _, err := client.Write([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	client.SetLinger(0)
+	client.Close()
+	select {
+	case <-waiting.Done():
+	case <-time.After(10 * time.Second):
+		t.Fatal("nothing was noticed")
+	}
+	if err := context.Cause(waiting); !errors.Is(err, errClientLeft) {
+		t.Errorf("it ended with %v, want that the client has left", err)
+	}
+	settle()
+}
+
+func TestWatchClientLosesNothing(t *testing.T) {
+	for _, row := range []struct {
+		name          string
+		before, after string
+		closed        bool // the client's direction ends while it waits
+	}{
+		{"nothing is sent", "", "", false},
+		{"something is sent", "early, ", "late", false},
+		{"everything is sent", "early", "", true},
+		{"more than is kept", strings.Repeat("x", 3*maxEarly), "late", false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			client, server := tcpPair(t)
+			waiting, settle := watchClient(t.Context(), server)
+			sent := make(chan error, 1)
+			go func() {
+				_, err := io.WriteString(client, row.before)
+				if row.closed {
+					err = errors.Join(err, client.CloseWrite())
+				}
+				sent <- err
+			}()
+			if len(row.before) < maxEarly {
+				if err := <-sent; err != nil {
+					t.Fatal(err)
+				}
+			}
+			c := settle()
+			if err := context.Cause(waiting); !errors.Is(err, context.Canceled) {
+				t.Errorf("it ended with %v", err)
+			}
+			if !row.closed {
+				go func() {
+					io.WriteString(client, row.after)
+					client.CloseWrite()
+				}()
+			}
+			got, err := io.ReadAll(io.Reader(c))
+			if err != nil || string(got) != row.before+row.after {
+				t.Errorf("%d bytes were read, %v, want %d", len(got), err, len(row.before+row.after))
+			}
+		})
 	}
 }

@@ -23,7 +23,7 @@ func TestScripts(t *testing.T) {
 		Dir:                 "testdata",
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
-			env.Setenv("GORACE", "atexit_sleep_ms=0") // a race-enabled binary rests for a second at its end
+			env.Setenv("GORACE", "atexit_sleep_ms=0")                    // a race-enabled binary rests for a second at its end
 			env.Setenv("BIN", filepath.SplitList(env.Getenv("PATH"))[0]) // where the command is
 			home := filepath.Join(env.WorkDir, "home")
 			for name, dir := range map[string]string{

@@ -124,7 +124,7 @@ func (e *env) up(ctx context.Context, c *config.Config, bootstrap []string, peer
 
 // notify tells systemd about an event, if the daemon is a service of it.
 func (e *env) notify(ev control.Event) {
-	state := ""
+	var state string
 	switch ev.Event {
 	case "interface":
 		state = "READY=1\nSTATUS=up, looking for the network"

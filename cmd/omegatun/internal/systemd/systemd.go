@@ -236,9 +236,7 @@ func Logs(ctx context.Context, w io.Writer, lines int, follow bool) error {
 	switch {
 	case errors.Is(err, exec.ErrNotFound):
 		return noSystemd()
-	case ctx.Err() != nil:
-		return nil
-	case err != nil:
+	case err != nil && ctx.Err() == nil: // Ctrl-C is how to end it
 		return failed(ctx, cmd, err, says.Bytes())
 	}
 	return nil
