@@ -115,7 +115,7 @@ func (c *congestion) acked(now instant, r rateSample, delivered int64) {
 	c.updateBandwidth(r, delivered)
 	c.updateExtra(now, r)
 	if c.full {
-		c.overrun.acked(now, r, c.newRound, max(int(c.capacity(1)), minWindow))
+		c.overrun.acked(now, r, c.newRound, max(int(c.capacity(1)+c.bandwidth.get()*ackDelay.Seconds()), minWindow))
 	}
 	c.updateCycle(now, r)
 	c.updateFull(r)
@@ -268,7 +268,7 @@ func (c *congestion) setWindow(r rateSample, delivered int64) {
 		}
 		switch {
 		case c.conserving:
-			c.window = max(c.window, r.inFlight+r.acked)
+			c.window = max(c.window, r.inFlight+r.acked, minWindow)
 		case c.full:
 			c.window = max(min(c.window+r.acked, target), minWindow)
 		case c.window < target || delivered < initialWindow:
@@ -331,6 +331,17 @@ func (c *congestion) recovered() {
 		c.recovering, c.conserving = false, false
 		c.restore()
 	}
+}
+
+// restart looks for the capacity of the path once more: what was found before was not true.
+func (c *congestion) restart() {
+	if !c.full {
+		return
+	}
+	c.mode, c.paceGain, c.winGain = startup, startupGain, startupGain
+	c.full, c.fullRate, c.fullCount = false, 0, 0
+	c.overrun = overrun{}
+	c.restore()
 }
 
 // newPath forgets the shortest round trip, which belonged to another path.

@@ -28,7 +28,7 @@ func FuzzAssembly(f *testing.F) {
 			if i%3 == 0 {
 				out = append(out, a.buf.take()...)
 			}
-			if free := 2*a.limit + holeSlack - a.buf.len - a.heldBytes; free < 0 {
+			if free := a.most() - a.buf.len - a.heldBytes; free < 0 {
 				t.Fatalf("%d bytes too many", -free)
 			}
 			for _, r := range a.ranges {
@@ -135,7 +135,7 @@ func checkBooks(t *testing.T, s *Stream) {
 	if (d.flight.len > 0) && d.timerAt == 0 {
 		t.Errorf("%d packets in flight without a timer", d.flight.len)
 	}
-	if s.assembly.buf.len+s.assembly.heldBytes > 2*s.assembly.limit+holeSlack {
+	if s.assembly.buf.len+s.assembly.heldBytes > s.assembly.most() {
 		t.Errorf("%d and %d bytes received are kept", s.assembly.buf.len, s.assembly.heldBytes)
 	}
 }

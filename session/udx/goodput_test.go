@@ -1,67 +1,102 @@
-package udx
+package udx_test
 
 import (
-	"fmt"
 	"testing"
-	"testing/synctest"
 	"time"
+
+	"omegatun/session/udx/lab"
 )
 
-// TestGoodput fills a link of 10 MB/s for some seconds and wants most of it to be useful. least is the share of what
-// the link carries that must arrive, most the share of packets that may be sent again beyond those the link lost at
-// random.
+// TestGoodput has a stream fill links of all kinds and wants most of what they carry to be useful: a representative part of
+// what scripts/udxsim measures. least is the share of the best possible that must arrive, most the share of packets
+// sent that were sent before.
 func TestGoodput(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes a while")
 	}
-	const rate = 10e6
 	for _, c := range []struct {
+		mbit        float64
 		rtt         time.Duration
-		queue       float64 // round trips
+		queue       float64
 		loss        float64
+		reorder     float64
 		least, most float64
 	}{
-		{5 * time.Millisecond, 4, 0, .9, .02},
-		{5 * time.Millisecond, 1, 0, .9, .05},
-		{50 * time.Millisecond, 4, 0, .9, .02},
-		{50 * time.Millisecond, 1, 0, .9, .02},
-		{50 * time.Millisecond, .2, 0, .8, .10},
-		{200 * time.Millisecond, 1, 0, .8, .05},
-		{50 * time.Millisecond, 1, .01, .85, .05},
-		{50 * time.Millisecond, 1, .05, .8, .05},
-		{50 * time.Millisecond, 1, .2, .8, .05},
-		{5 * time.Millisecond, 1, .2, .7, .05},
-		{200 * time.Millisecond, 1, .05, .7, .05},
+		{1, 1 * time.Millisecond, lab.Deep, 0, 0, .9, .01},
+		{1, 20 * time.Millisecond, lab.Shallow, .01, .25, .9, .3},
+		{1, 100 * time.Millisecond, lab.Deep, .05, 0, .9, .08},
+		{1, 300 * time.Millisecond, lab.Shallow, 0, 0, .9, .05},
+		{1, 300 * time.Millisecond, lab.Deep, .05, .25, .7, .3},
+		{10, 1 * time.Millisecond, lab.Shallow, 0, 0, .9, .1},
+		{10, 1 * time.Millisecond, lab.Deep, .2, 0, .6, .25},
+		{10, 20 * time.Millisecond, lab.Deep, .001, 0, .9, .01},
+		{10, 20 * time.Millisecond, lab.Deep, .05, .25, .7, .15},
+		{10, 20 * time.Millisecond, lab.Shallow, .01, 0, .9, .1},
+		{10, 100 * time.Millisecond, lab.Deep, .01, 0, .9, .02},
+		{10, 100 * time.Millisecond, lab.Shallow, .05, .25, .7, .15},
+		{10, 300 * time.Millisecond, lab.Deep, 0, .25, .9, .05},
+		{10, 300 * time.Millisecond, lab.Shallow, .01, .25, .9, .1},
+		{100, 1 * time.Millisecond, lab.Shallow, .05, 0, .7, .2},
+		{100, 20 * time.Millisecond, lab.Deep, 0, 0, .9, .01},
+		{100, 20 * time.Millisecond, lab.Shallow, .01, 0, .9, .05},
+		{100, 20 * time.Millisecond, lab.Shallow, .05, .25, .7, .15},
 	} {
-		t.Run(fmt.Sprintf("rtt=%v,queue=%v,loss=%v", c.rtt, c.queue, c.loss), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				queue := int(rate * c.rtt.Seconds() * c.queue)
-				out := conditions{delay: c.rtt / 2, rate: rate, queue: queue, loss: c.loss}
-				a, b := pair(t, newNetwork(1), out, conditions{delay: c.rtt / 2, loss: c.loss})
-				go func() { _, _ = a.Write(make([]byte, 1<<30)) }()
-				start := time.Now()
-				got := 0
-				buf := make([]byte, 64<<10)
-				const span = 10 * time.Second
-				for time.Since(start) < span {
-					n, err := b.Read(buf)
-					if err != nil {
-						t.Fatal(err)
-					}
-					got += n
-				}
-				st := a.Stats()
-				share := float64(got) / span.Seconds() / (rate * 1452 / 1500 * (1 - c.loss))
-				resent := float64(st.PacketsResent)/float64(st.PacketsSent) - c.loss
-				t.Logf("%.0f %% of the link, %.1f %% resent beyond loss; rtt %v, window %d, rate %.1f MB/s",
-					share*100, resent*100, st.RTT, st.Window, st.Rate/1e6)
-				// The goals are met on average; which packets are lost differs from run to run. Half of a goal is no chance.
-				if share < c.least/2 || resent > c.most+.15 {
-					t.Errorf("%.2f of the link, %.3f resent beyond loss, far from the goals of %v and %v",
-						share, resent, c.least, c.most)
-				}
-				a.Reset(nil)
-			})
+		conditions := lab.Conditions{Rate: c.mbit * 1e6 / 8, RTT: c.rtt, Loss: c.loss, Reorder: c.reorder, Queue: c.queue}
+		t.Run(conditions.String(), func(t *testing.T) {
+			t.Parallel()
+			o, err := conditions.Goodput(1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("%.0f %% of the best, %.1f %% sent again", o.Share*100, o.Resent*100)
+			if o.Share < c.least || o.Resent > c.most {
+				t.Errorf("%.2f of the best, %.3f sent again, want at least %.2f and at most %.3f", o.Share, o.Resent, c.least, c.most)
+			}
+		})
+	}
+}
+
+// TestTwoFlowsShare has a second stream join one that fills a bottleneck.
+func TestTwoFlowsShare(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes a while")
+	}
+	for _, c := range []lab.Conditions{
+		{Rate: 10e6 / 8, RTT: 20 * time.Millisecond, Queue: lab.Deep},
+		{Rate: 10e6 / 8, RTT: 100 * time.Millisecond, Queue: lab.Shallow},
+	} {
+		t.Run(c.String(), func(t *testing.T) {
+			t.Parallel()
+			second, together, err := c.Fairness(1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if second < .4 || second > .6 || together < .9 {
+				t.Errorf("the second one has %.2f of %.2f of the best", second, together)
+			}
+		})
+	}
+}
+
+// TestSurvival wants a transfer to go on at full speed after what happens in its middle.
+func TestSurvival(t *testing.T) {
+	limits := map[string]time.Duration{ // of the stall
+		"an outage of five seconds": 7500 * time.Millisecond,
+	}
+	for _, e := range lab.Events() {
+		t.Run(e.Name, func(t *testing.T) {
+			t.Parallel()
+			s, err := e.Run(1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			limit := limits[e.Name]
+			if limit == 0 {
+				limit = 1500 * time.Millisecond
+			}
+			if s.Stall > limit || s.Share < .9 || s.Recovered == 0 {
+				t.Errorf("%+v, want a stall of at most %v and 0.9 of the best", s, limit)
+			}
 		})
 	}
 }

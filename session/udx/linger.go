@@ -39,7 +39,7 @@ func (l lingering) answer(sock Socket, h Header, from netip.AddrPort) {
 type linger struct {
 	entries map[ID]lingering
 	order   []ID // oldest first
-	timer   *time.Timer
+	timer   Timer
 }
 
 func (l *linger) add(m *Mux, id ID, e lingering) {
@@ -51,7 +51,7 @@ func (l *linger) add(m *Mux, id ID, e lingering) {
 	l.entries[id] = e
 	l.order = append(l.order, id)
 	if l.timer == nil {
-		l.timer = time.AfterFunc(lingerTime, m.expire)
+		l.timer = m.afterFunc(lingerTime, m.expire)
 	} else if len(l.order) == 1 {
 		l.timer.Reset(lingerTime)
 	}

@@ -13,7 +13,15 @@ const (
 
 	disorderSpan = 64 // packets that rack.disorder looks back over
 	muchDisorder = .1 // share of packets overtaken above which the shortest round trip says little about the path
-	longestWidth = 10 * time.Second
+
+	// The estimate of what slow packets take rises by at most a slowRise-th for one that took longer, and falls by a
+	// slowFall-th for any other. It counts once it has seen slowSettled packets of a path that reorders.
+	slowRise    = 8
+	slowFall    = 400
+	slowLeast   = time.Microsecond
+	slowSettled = 128
+
+	doubtful = 1024 // packets taken for lost that are remembered, a power of two
 )
 
 // rack tells lost packets from late ones: a packet is lost when one sent sufficiently later has arrived. Reordering
@@ -27,9 +35,71 @@ type rack struct {
 	fack       seq                         // number after the highest that has arrived
 	reordering bool                        // a packet was overtaken; kept for the stream's life
 	disorder   float64                     // share of packets lately that arrived after one sent later
-	longest    windowedBest[time.Duration] // round trip lately, of packets sent once
+	slow       time.Duration               // round trip of slow packets lately
+	base       windowedBest[time.Duration] // the least that was, of shortestWidth: what they take without a queue
+	settled    int                         // packets that slow has seen since there is disorder
+	doubts     []doubt                     // by number; nil: none
 	mult       int                         // width of the reorder window in quarters of a round trip
 	rounds     int                         // recoveries left until mult falls back to one
+}
+
+// doubt is a packet that was taken for lost for the first time.
+type doubt struct {
+	seq    seq
+	cost   int32   // zero: none
+	sentAt instant // first
+}
+
+// took notes the round trip of a packet that was sent once, or was late.
+func (r *rack) took(now instant, rtt time.Duration) {
+	if rtt > r.slow {
+		r.slow += max(min((rtt-r.slow)/2, r.slow/slowRise), slowLeast)
+	} else {
+		r.slow -= r.slow / slowFall
+	}
+	switch {
+	case !r.disordered():
+		r.settled = 0
+	case r.settled < slowSettled:
+		if r.settled++; r.settled == slowSettled {
+			r.base.reset(int64(now), r.slow)
+		}
+	default:
+		r.base.update(int64(shortestWidth), int64(now), r.slow, atMost)
+	}
+}
+
+// longest returns the longest round trip that is not an exception: one in fifty is longer.
+func (r *rack) longest() time.Duration { return r.slow }
+
+// gaveUp tells of a packet that is taken for lost. If that is not the first time, nobody can tell any more which of its
+// copies arrive.
+func (r *rack) gaveUp(p *packet) {
+	if r.doubts == nil {
+		r.doubts = make([]doubt, doubtful)
+	}
+	if d := &r.doubts[p.seq%doubtful]; p.sends == 1 && p.probe == 0 {
+		*d = doubt{p.seq, int32(p.cost()), p.sentAt}
+	} else if d.seq == p.seq {
+		d.cost = 0
+	}
+}
+
+// again tells that packet q came twice. If it was taken for lost that was wrong, and it took no longer than until now.
+// It returns what the packet costs, zero if nothing is known about it.
+func (r *rack) again(now instant, q seq) (cost int) {
+	if r.doubts == nil {
+		return 0
+	}
+	d := &r.doubts[q%doubtful]
+	if d.seq != q || d.cost == 0 {
+		return 0
+	}
+	cost, d.cost = int(d.cost), 0
+	r.mistaken()
+	r.took(now, now.sub(d.sentAt))
+	r.disorder += (1 - r.disorder) / disorderSpan
+	return cost
 }
 
 // arrived tells of a packet that was acknowledged. wasLost says that it had been taken for lost and not been sent
@@ -40,7 +110,7 @@ func (r *rack) arrived(now instant, p *packet, rtts *rttEstimator, wasLost, tell
 	again := p.sends > 1
 	overtaken := r.overtaken(p)
 	if !again && telling {
-		r.longest.update(int64(longestWidth), int64(now), rtt, atLeast)
+		r.took(now, rtt)
 	}
 	if wasLost || again && rtt < r.quickest(rtts) {
 		r.mistaken()
@@ -79,15 +149,23 @@ func (r *rack) disordered() bool { return r.disorder > muchDisorder }
 // least is the shortest round trip to believe as one of the path.
 func (r *rack) least(rtts *rttEstimator) time.Duration {
 	if r.disordered() {
-		return max(rtts.min(), r.longest.get()/2)
+		return max(rtts.min(), r.base.get(), r.longest()/4)
 	}
 	return rtts.min()
+}
+
+// trips is the time below which a round trip is one of a packet that overtook others; zero if those are the exception.
+func (r *rack) trips(rtts *rttEstimator) time.Duration {
+	if r.disordered() {
+		return r.least(rtts) * 9 / 10
+	}
+	return 0
 }
 
 // quickest is the time under which no acknowledgement of a packet sent again can be due to its latest sending.
 func (r *rack) quickest(rtts *rttEstimator) time.Duration {
 	if r.disordered() {
-		return r.longest.get() / 4
+		return r.longest() / 4
 	}
 	return max(rtts.min(), rtts.smoothed/4)
 }
@@ -113,7 +191,7 @@ func (r *rack) window(rtts *rttEstimator, hurry bool) time.Duration {
 		return 0
 	}
 	if r.disordered() {
-		return max(r.longest.get()-r.rtt, 0)
+		return max(r.longest()*9/8-r.rtt, 0)
 	}
 	unit := max(rtts.min(), rtts.smoothed/2) / 4
 	return min(time.Duration(max(r.mult, 1))*unit, rtts.smoothed+rtts.variance)

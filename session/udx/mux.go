@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -20,6 +21,7 @@ type ID uint32
 // Config is the configuration of a Mux. The zero value works.
 type Config struct {
 	Logger *slog.Logger // nil: discard
+	Clock  Clock        // nil: the system's
 }
 
 // Mux is the table of the streams of one host, across all of its sockets. Its methods are safe for concurrent use.
@@ -27,8 +29,10 @@ type Config struct {
 // A stream that does nothing costs its entry here and neither a goroutine nor a timer.
 type Mux struct {
 	log   *slog.Logger
+	clock Clock // nil: the system's
 	start time.Time
 	wg    sync.WaitGroup // goroutines of streams
+	grown atomic.Int64   // bytes by which read buffers have grown
 
 	mu      sync.RWMutex // guards the fields below; taken after Stream.mu, never before
 	streams map[ID]*Stream
@@ -38,15 +42,13 @@ type Mux struct {
 
 // NewMux returns a Mux without streams.
 func NewMux(cfg Config) *Mux {
-	m := &Mux{log: cfg.Logger, start: time.Now(), streams: make(map[ID]*Stream)}
+	m := &Mux{log: cfg.Logger, clock: cfg.Clock, start: time.Now(), streams: make(map[ID]*Stream)}
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}
 	m.linger.entries = make(map[ID]lingering)
 	return m
 }
-
-func (m *Mux) now() instant { return instant(time.Since(m.start)) + 1 }
 
 // Close resets all streams, waits until their goroutines have ended, and refuses new streams from then on.
 // It must not be called from a callback of a stream.

@@ -7,7 +7,8 @@ const (
 	overrunSample = 256 << 10 // bytes a round must carry to be judged
 	overrunCut    = .75       // of what was in flight, for each trial
 	overrunTrials = 3
-	overrunGrowth = 1.03             // of the bound, for each round that goes well
+	overrunGrowth = .03              // of the bound, for the first round that goes well; twice as much for the next
+	overrunLeap   = .25              // and at most
 	overrunForget = 30 * time.Second // after which chance is doubted again
 )
 
@@ -16,6 +17,7 @@ const (
 // and the other does not.
 type overrun struct {
 	bound  int     // bytes; zero: none
+	growth float64 // of bound in the next round that goes well
 	chance float64 // share of loss that does not depend on what is in flight
 	doubt  instant // when that is halved
 
@@ -29,7 +31,7 @@ type overrun struct {
 // acked takes what an acknowledgement showed; newRound says that it begins a round trip, floor is what the path
 // holds without a queue.
 func (o *overrun) acked(now instant, r rateSample, newRound bool, floor int) {
-	o.lost += r.lost
+	o.lost = max(o.lost+r.lost-r.undone, 0)
 	o.passed += r.acked
 	o.peak = max(o.peak, r.inFlight+r.acked)
 	if !newRound || o.lost+o.passed < overrunSample {
@@ -56,6 +58,7 @@ func (o *overrun) acked(now instant, r rateSample, newRound bool, floor int) {
 			o.before = share
 		}
 		o.trial++
+		o.growth = overrunGrowth
 		o.settling = true
 		if o.bound != 0 {
 			peak = min(peak, o.bound)
@@ -64,7 +67,8 @@ func (o *overrun) acked(now instant, r rateSample, newRound bool, floor int) {
 	case o.bound > 2*peak:
 		o.bound = 0
 	case o.bound > 0:
-		o.bound = int(overrunGrowth * float64(o.bound))
+		o.bound = int((1 + o.growth) * float64(o.bound))
+		o.growth = min(2*o.growth, overrunLeap)
 	}
 }
 

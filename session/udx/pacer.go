@@ -18,9 +18,10 @@ const (
 
 // pacer spreads packets over time: a bucket that fills at a rate and may be overdrawn by one packet.
 type pacer struct {
-	rate   float64 // bytes per second
-	tokens float64 // bytes
-	last   instant // when tokens was right
+	rate    float64 // bytes per second
+	tokens  float64 // bytes
+	last    instant // when tokens was right
+	waiting bool    // somebody waits until next; nobody does if it is not the pacer that holds packets back
 }
 
 // setRate changes the rate from now on.
@@ -33,8 +34,12 @@ func (p *pacer) fill(now instant) {
 	if p.last == 0 {
 		p.tokens = pacerInitial
 	} else if now > p.last {
+		depth := pacerQuantum
+		if p.waiting {
+			depth = pacerDepth
+		}
 		p.tokens += p.rate * now.sub(p.last).Seconds()
-		p.tokens = min(p.tokens, max(p.rate*pacerDepth.Seconds(), pacerInitial))
+		p.tokens = min(p.tokens, max(p.rate*depth.Seconds(), pacerMinBurst))
 	}
 	p.last = max(now, p.last)
 }
@@ -46,10 +51,14 @@ func (p *pacer) ready(now instant) bool {
 }
 
 // sent takes the bytes of a packet that went.
-func (p *pacer) sent(n int) { p.tokens -= float64(n) }
+func (p *pacer) sent(n int) {
+	p.tokens -= float64(n)
+	p.waiting = false
+}
 
 // next returns when a burst worth waking for may go.
 func (p *pacer) next(now instant) instant {
+	p.waiting = true
 	burst := min(max(p.rate*pacerQuantum.Seconds(), pacerMinBurst), pacerMaxBurst)
 	wait := (burst - p.tokens) / max(p.rate, 1)
 	return now.add(min(time.Duration(wait*float64(time.Second)), time.Second) + 1)

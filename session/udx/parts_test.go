@@ -228,33 +228,33 @@ func TestRack(t *testing.T) {
 func TestAcks(t *testing.T) {
 	var a acks
 	now := instant(5)
-	a.received(now, false)
+	a.received(now, false, false)
 	if a.ready(now) || a.due != now.add(ackDelay) {
 		t.Errorf("one packet in order: %+v", a)
 	}
 	if !a.ready(now.add(ackDelay)) {
 		t.Error("not ready after the delay")
 	}
-	a.received(now, false)
+	a.received(now, false, false)
 	if !a.ready(now) {
 		t.Error("two packets at the start of a stream wait")
 	}
 	a.sent()
 	for range ackStart {
-		a.received(now, false)
+		a.received(now, false, false)
 	}
 	a.sent()
 	for i := range ackEvery {
 		if a.ready(now) {
 			t.Fatalf("ready after %d packets", i)
 		}
-		a.received(now, false)
+		a.received(now, false, false)
 	}
 	if !a.ready(now) {
 		t.Errorf("not ready after %d packets", ackEvery)
 	}
 	a.sent()
-	a.received(now, true)
+	a.received(now, true, false)
 	if !a.ready(now) {
 		t.Error("a packet out of order waits")
 	}
@@ -324,7 +324,7 @@ func TestRateSample(t *testing.T) {
 			p := flight[0]
 			flight = flight[1:]
 			inFlight -= p.cost()
-			s.arrived(now, p)
+			s.arrived(now, p, 0)
 			last = s.sample(now, time.Millisecond)
 		}
 		p := &packet{seq: seq(at), n: 1000 - packetCost, sentAt: now}

@@ -31,6 +31,7 @@ type rateSample struct {
 	least      time.Duration // what a round trip of the path takes at least
 	acked      int           // bytes this acknowledgement delivered
 	lost       int           // bytes it showed to be lost
+	undone     int           // bytes it showed to be late that had been taken for lost
 	inFlight   int           // bytes, after it
 }
 
@@ -43,11 +44,12 @@ func (s *sampler) sent(now instant, p *packet, inFlight int) {
 	p.appLimited = s.appLimited != 0
 }
 
-// arrived counts a packet that was acknowledged.
-func (s *sampler) arrived(now instant, p *packet) {
+// arrived counts a packet that was acknowledged. least is the shortest round trip of the path: a packet that took less
+// overtook others, and shows nothing.
+func (s *sampler) arrived(now instant, p *packet, least time.Duration) {
 	s.delivered += int64(p.cost())
 	s.deliveredAt = now
-	if p.deliveredAt == 0 {
+	if p.deliveredAt == 0 || now.sub(p.sentAt) < least {
 		return
 	}
 	if r := &s.prior; !r.set || !p.sentBefore(r.sentAt, r.seq) {

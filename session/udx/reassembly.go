@@ -1,16 +1,26 @@
 package udx
 
+import "slices"
+
 const (
 	// maxAhead bounds how far beyond the expected number a packet is kept, and a DESTROY believed.
-	maxAhead        = 32768
+	maxAhead        = maxSpan
 	maxDestroyAhead = 65536
 
-	maxHeld  = 8192 // packets kept beyond a hole
-	heldCost = 64   // bytes a kept packet counts for at least
-	// Peers may overshoot a window by a packet or two. What fills a hole is let in a little further than what
-	// comes after one, or the room could be full of packets that wait for one which finds none.
-	windowSlack = 32 << 10
-	holeSlack   = 64 << 10
+	heldCost = 128 // bytes a packet kept beyond a hole counts for at least
+	// Peers may overshoot a window: by a packet or two, and by what they send on a report that a later one has
+	// overtaken. What fills a hole is let in a little further than what comes after one, or the room could be full of
+	// packets that wait for one which finds none.
+	windowSlack  = 32 << 10
+	windowSlacks = 4 // this part of the limit, besides
+	holeSlack    = 32 << 10
+
+	maxRecent = 16 // packets, which are reported each time; acknowledgements are not put off for so many
+
+	// tellRepeats is how many packets must have come again before the peer is told of those that do: a few are of no
+	// use to it. maxAgain are told of at once.
+	tellRepeats = 16
+	maxAgain    = 8
 )
 
 // arrival says what became of a numbered packet.
@@ -38,11 +48,14 @@ type assembly struct {
 	ranges    rangeset           // the numbers of held
 	heldBytes int
 	buf       readBuffer
-	limit     int  // bytes for buf, and as many for held
-	discard   bool // nobody will read: deliver to nowhere
-	ended     bool // everything up to the end was delivered
-	cursor    int  // where the next list of blocks starts, if they do not all fit
-	latest    seq  // the packet held last
+	limit     int   // bytes for buf, and as many for held
+	discard   bool  // nobody will read: deliver to nowhere
+	ended     bool  // everything up to the end was delivered
+	again     []seq // came again since the last report, maxAgain at most
+	repeats   int   // packets that came again, so far
+	cursor    int   // where the next list of blocks starts, if they do not all fit
+	recent    []seq // packets held last, maxRecent at most, in turns
+	latest    int   // how many there were
 }
 
 // window returns the bytes the peer may have in flight. What is held beyond a hole has been reported and is not in
@@ -55,6 +68,9 @@ func (a *assembly) window() uint32 {
 	return uint32(free)
 }
 
+// most is how many bytes are kept at most.
+func (a *assembly) most() int { return 2*a.limit + a.limit/windowSlacks + windowSlack + holeSlack }
+
 // add takes a packet with FlagData or FlagEnd. It does not keep data.
 func (a *assembly) add(q seq, flags Flags, data []byte) arrival {
 	if q.before(a.expected) || a.ended {
@@ -63,7 +79,7 @@ func (a *assembly) add(q seq, flags Flags, data []byte) arrival {
 	if flags&FlagData == 0 {
 		data = nil
 	}
-	room := 2*a.limit - a.buf.len - a.heldBytes - len(data)
+	room := a.most() - holeSlack - a.buf.len - a.heldBytes - len(data)
 	if q == a.expected {
 		if room < -holeSlack {
 			return refused
@@ -86,13 +102,14 @@ func (a *assembly) add(q seq, flags Flags, data []byte) arrival {
 		a.ranges.removeBefore(a.expected)
 		if len(a.held) == 0 {
 			a.held = nil // a map does not shrink
+			a.recent, a.latest = nil, 0
 		}
 		return holeFilled
 	}
 	if _, ok := a.held[q]; ok {
 		return duplicate
 	}
-	if room < -windowSlack || q-a.expected > maxAhead || len(a.held) >= maxHeld {
+	if room < 0 || q-a.expected > maxAhead {
 		return refused
 	}
 	if a.held == nil {
@@ -105,7 +122,12 @@ func (a *assembly) add(q seq, flags Flags, data []byte) arrival {
 	a.held[q] = heldPacket{flags & (FlagData | FlagEnd), kept}
 	a.heldBytes += max(len(kept), heldCost)
 	a.ranges.add(q, q+1)
-	a.latest = q
+	if len(a.recent) < maxRecent {
+		a.recent = append(a.recent, q)
+	} else {
+		a.recent[a.latest%maxRecent] = q
+	}
+	a.latest++
 	return outOfOrder
 }
 
@@ -132,32 +154,58 @@ func (a *assembly) abandon() {
 	}
 }
 
-// appendBlocks appends the ranges to report to b, ascending. If there are more than fit in a packet, the first ones
-// are always there, and the rest take turns around the latest.
+// repeated notes that packet q came again, although it was there.
+func (a *assembly) repeated(q seq) {
+	if a.repeats++; a.repeats >= tellRepeats && len(a.again) < maxAgain {
+		a.again = append(a.again, q)
+	}
+}
+
+// appendBlocks appends the ranges to report to b. The first ones may be single packets that came again, which lie before
+// the number expected next (RFC 2883): a sender that does not know about them passes over them. Then those that are
+// held ascend. If there are more than fit in a packet, the first ones and those in which something has arrived
+// lately are always there, and the rest take turns.
 func (a *assembly) appendBlocks(b []seqRange) []seqRange {
-	if len(a.ranges) <= maxSACKs {
+	later := a.again[:0]
+	for _, q := range a.again {
+		if q.before(a.expected) {
+			b = append(b, seqRange{q, q + 1})
+		} else {
+			later = append(later, q)
+		}
+	}
+	a.again = later
+	room := maxSACKs - len(b)
+	if len(a.ranges) <= room {
 		return append(b, a.ranges...)
 	}
-	const always = 10
-	b = append(b, a.ranges[:always]...)
-	rest := a.ranges[always:]
-	const turn = maxSACKs - always - 1
-	if a.cursor >= len(rest) {
-		a.cursor = 0
+	const always = 8
+	var chosen [maxSACKs]int
+	n := 0
+	for ; n < always; n++ {
+		chosen[n] = n
 	}
-	part := rest[a.cursor:min(a.cursor+turn, len(rest))]
-	a.cursor += turn
-	i := rest.search(a.latest + 1)
-	if i == len(rest) {
-		return append(b, part...)
+	for _, q := range a.recent {
+		if i := a.ranges.search(q + 1); i < len(a.ranges) && !slices.Contains(chosen[:n], i) {
+			chosen[n] = i
+			n++
+		}
 	}
-	switch r := rest[i]; {
-	case r.start.before(part[0].start):
-		b = append(append(b, r), part...)
-	case part[len(part)-1].start.before(r.start):
-		b = append(append(b, part...), r)
-	default:
-		b = append(b, part...)
+	for range len(a.ranges) {
+		if n >= room {
+			break
+		}
+		if a.cursor = max(a.cursor+1, always); a.cursor >= len(a.ranges) {
+			a.cursor = always
+		}
+		if !slices.Contains(chosen[:n], a.cursor) {
+			chosen[n] = a.cursor
+			n++
+		}
+	}
+	slices.Sort(chosen[:n])
+	for _, i := range chosen[:n] {
+		b = append(b, a.ranges[i])
 	}
 	return b
 }

@@ -7,7 +7,11 @@ const (
 
 	// maxSpan bounds the numbers between the oldest unacknowledged packet and the newest, so that a peer that never
 	// acknowledges one of them cannot make the ring grow on.
-	maxSpan = 32768
+	maxSpan = 1 << 18
+
+	// leftOutMany is how many blocks a list must leave out in the middle to show that the peer chooses what it reports.
+	// The reference reports the first ones, and only an old list of it lacks one that is known.
+	leftOutMany = 8
 
 	ringKept = 64 // slots of the ring that an idle stream keeps
 
@@ -56,12 +60,17 @@ type sender struct {
 	queue     packetList // never sent; all but the last are full
 	sacked    rangeset   // arrived beyond una
 	gaps      []seqRange // scratch
-	unknown   seq        // the peer's last list of blocks was full, and says nothing about packets from here on
-	cutShort  bool       // it was
+	full      bool       // the peer's last list of blocks was full: it may have more
+	cutShort  bool       // and says nothing about packets from unknown on
+	unknown   seq
+	undone    int  // bytes that were found to be late, not lost, since the last sample
+	thorough  bool // the peer reports what arrives at once, whether there are too many blocks or not
 
-	flightCost int // bytes in flight, as the network counts them
-	flightData int // bytes of payload in flight, as the peer's window counts them
-	held       int // bytes of payload written and not acknowledged
+	flightCost int  // bytes in flight, as the network counts them
+	flightData int  // bytes of payload in flight, as the peer's window counts them
+	disordered bool // the path is known to reorder, and how much
+	missData   int  // bytes of payload in missing, for which the peer must have room as well
+	held       int  // bytes of payload written and not acknowledged
 
 	peerWindow           int // bytes
 	windowSeq, windowAck seq // of the packet that last set it
@@ -217,8 +226,9 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 	s.sacked.removeBefore(s.una)
 	if s.una == s.next && len(s.ring.slots) > ringKept {
 		s.ring = packetRing{}
+		s.rack.doubts = nil
 	}
-	s.takeBlocks(blocks, arrived)
+	s.takeBlocks(s.takeAgain(now, ack, blocks), arrived)
 
 	acked := int(s.rate.delivered - delivered)
 	if acked > 0 {
@@ -243,11 +253,17 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 		s.ended = true
 	}
 	lost := s.detect(now, acked)
+	if d := s.rack.settled == slowSettled; d != s.disordered {
+		if s.disordered = d; d {
+			s.congestion.restart()
+		}
+	}
 	if before > 0 {
 		least := s.rack.least(&s.rtt)
 		sample := s.rate.sample(now, least)
 		sample.least = least
 		sample.rtt, sample.acked, sample.lost, sample.inFlight = rtt, acked, lost, s.flightCost
+		sample.undone, s.undone = s.undone, 0
 		s.congestion.acked(now, sample, s.rate.delivered)
 		s.pacer.setRate(now, s.congestion.rate)
 	}
@@ -272,18 +288,40 @@ func (s *sender) updateWindow(h Header) {
 	}
 }
 
+// takeAgain takes the blocks at the start of a list that tell of packets which came twice, and returns the rest.
+func (s *sender) takeAgain(now instant, ack seq, blocks []byte) []byte {
+	for ; len(blocks) >= sackSize; blocks = blocks[sackSize:] {
+		b := sackBlock(blocks)
+		if b.end != b.start+1 || ack.before(b.end) || ack-b.end > maxSpan {
+			break
+		}
+		if cost := s.rack.again(now, b.start); cost > 0 {
+			s.undone += cost
+			s.stats.spurious++
+		}
+	}
+	return blocks
+}
+
 // takeBlocks calls arrived for each packet in the blocks of a packet that is not known to have arrived. Blocks must
 // ascend; those that make no sense are left out.
 func (s *sender) takeBlocks(blocks []byte, arrived func(*packet)) {
 	if len(blocks) > 0 || s.una == s.next {
-		s.cutShort = len(blocks) >= maxSACKs*sackSize
+		s.full = len(blocks) >= maxSACKs*sackSize
+		s.cutShort = s.full && !s.thorough
 	}
 	least, most := seq(0), s.next-s.una // counted from una, so that nothing can hide behind the wrap
+	leftOut := 0
 	for ; len(blocks) >= sackSize; blocks = blocks[sackSize:] {
 		b := sackBlock(blocks)
 		start, end := b.start-s.una, b.end-s.una
 		if start < least || start >= end || end > most {
 			continue
+		}
+		if s.cutShort && least > 0 {
+			if i := s.sacked.search(s.una + least + 1); i < len(s.sacked) && s.sacked[i].end.before(b.start) {
+				leftOut++
+			}
 		}
 		least = end
 		s.unknown = b.end
@@ -298,6 +336,9 @@ func (s *sender) takeBlocks(blocks []byte, arrived func(*packet)) {
 		}
 		s.sacked.add(b.start, b.end)
 	}
+	if leftOut >= leftOutMany {
+		s.thorough, s.cutShort = true, false
+	}
 }
 
 // arrived takes a packet out of the books for good.
@@ -311,7 +352,9 @@ func (s *sender) arrived(now instant, p *packet) {
 		s.rack.arrived(now, p, &s.rtt, false, telling)
 	case packetLost:
 		s.missing.remove(p)
+		s.missData -= p.n
 		s.stats.spurious++
+		s.undone += p.cost()
 		s.rack.arrived(now, p, &s.rtt, true, telling)
 	case packetQueued, packetDelivered:
 		return
@@ -319,7 +362,7 @@ func (s *sender) arrived(now instant, p *packet) {
 	if p.probe != 0 {
 		s.mtu.carried(now, p.probe)
 	}
-	s.rate.arrived(now, p)
+	s.rate.arrived(now, p, s.rack.trips(&s.rtt))
 	s.held -= p.n
 	p.state = packetDelivered
 	p.free()
@@ -337,6 +380,9 @@ func (s *sender) detect(now instant, acked int) (lost int) {
 		}
 	}
 	window := s.rack.window(&s.rtt, s.state != open || sackedCount >= 3)
+	if s.full {
+		window += s.rtt.smoothed / 8 // a block whose report was lost is reported again in turn
+	}
 	congested := false
 	var next *packet // a lost packet leaves the list
 	for p := s.flight.first; p != nil; p = next {
@@ -355,6 +401,7 @@ func (s *sender) detect(now instant, acked int) (lost int) {
 		if p.probe == 0 {
 			congested = true
 		}
+		s.rack.gaveUp(p)
 		s.lose(now, p)
 	}
 	if congested && s.state == open {
@@ -376,6 +423,7 @@ func (s *sender) lose(now instant, p *packet) {
 	}
 	p.state = packetLost
 	s.missing.push(p)
+	s.missData += p.n
 }
 
 // setTimer decides what to wait for after packets were sent or acknowledged. It leaves a reorder timer alone.
@@ -388,7 +436,7 @@ func (s *sender) setTimer(now instant) {
 	case s.flight.len > 0:
 		rto := s.timeout()
 		s.timer, s.timerAt = timerTimeout, now.add(rto)
-		if s.state == open && len(s.sacked) == 0 && !s.tailOut {
+		if s.state != timedOut && !s.tailOut {
 			latest := s.flight.first.sentAt.add(rto) // not put off for ever by new data
 			if wait := s.tailAfter(); wait < rto {
 				s.timer, s.timerAt = timerTail, max(min(now.add(wait), latest), now)
@@ -407,7 +455,7 @@ func (s *sender) setTimer(now instant) {
 func (s *sender) timeout() time.Duration {
 	rto := s.rtt.rto()
 	if s.rack.disordered() {
-		rto = max(rto, s.rack.longest.get()*5/4)
+		rto = max(rto, s.rack.longest()*5/4)
 	}
 	limit := max(2*rto, rtoBackoffMax)
 	for range s.timeouts {
@@ -509,7 +557,7 @@ func (s *sender) pick(now instant, more bool) *packet {
 		if !s.spanLeft() {
 			return nil
 		}
-		if s.flightData+p.n > s.peerWindow && (s.peerWindow == 0 || s.flight.len > 0) {
+		if s.flightData+s.missData+p.n > s.peerWindow && (s.peerWindow == 0 || s.flight.len > 0) {
 			if s.peerWindow == 0 && s.flight.len == 0 && s.timer == timerNone {
 				s.probes, s.sendProbe = 1, true
 				s.timer, s.timerAt = timerProbe, now.add(s.rtt.rto())
@@ -567,6 +615,7 @@ func (s *sender) sent(now instant, p *packet) (padding int) {
 		}
 	case packetLost:
 		s.missing.remove(p)
+		s.missData -= p.n
 	case packetInFlight: // a tail probe
 		s.flight.remove(p)
 		s.flightCost -= p.cost()
@@ -606,7 +655,7 @@ func (s *sender) drop() {
 		}
 	}
 	s.ring, s.sacked, s.gaps = packetRing{}, nil, nil
-	s.flightCost, s.flightData, s.held = 0, 0, 0
+	s.flightCost, s.flightData, s.missData, s.held = 0, 0, 0, 0
 	s.timer, s.timerAt, s.paceAt = timerNone, 0, 0
 	s.sendTail, s.sendProbe = false, false
 }

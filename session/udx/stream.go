@@ -8,8 +8,12 @@ import (
 )
 
 const (
-	defaultReadBuffer = 4 << 20 // bytes, the window every peer of the network announces
+	defaultReadBuffer = 4 << 20  // bytes, the window every peer of the network announces
+	maxReadBuffer     = 64 << 20 // bytes, that it grows to
 	minReadBuffer     = 4 << 10
+
+	// growthBudget is what the read buffers of all streams of a Mux may grow together.
+	growthBudget = 256 << 20
 )
 
 // StreamConfig is the configuration of one stream. The zero value works.
@@ -38,7 +42,8 @@ type StreamConfig struct {
 	OnDone func()
 
 	// ReadBuffer is how many bytes may wait to be read before the peer is made to stop; as many again may wait for a
-	// packet that was lost. Memory is taken only as data comes. Zero: 4 MiB; at least 4 KiB.
+	// packet that was lost. Memory is taken only as data comes. At least 4 KiB. Zero: 4 MiB, which doubles up to 64 MiB
+	// while data is read so fast, on so long a path, that the peer would have to wait; 256 MiB more in all for a Mux.
 	ReadBuffer int
 }
 
@@ -71,6 +76,7 @@ type Stream struct {
 	assembly assembly
 	acks     acks
 	window   uint32 // announced last
+	growth   growth
 
 	finished bool  // done is closed
 	err      error // why, nil if both directions ended
@@ -81,8 +87,8 @@ type Stream struct {
 
 	flushing bool // a goroutine is sending, and looks again before it ends
 
-	timer   *time.Timer // calls tick; nil until needed
-	timerAt instant     // zero: stopped
+	timer   Timer   // calls tick; nil until needed
+	timerAt instant // zero: stopped
 
 	readers, writers side
 	unread, block    []byte // what the reader holds of the front block of the buffer, and that block
@@ -101,7 +107,9 @@ func newStream(m *Mux, cfg StreamConfig) *Stream {
 		sender: newSender(),
 	}
 	s.assembly.limit = defaultReadBuffer
+	s.growth.most = maxReadBuffer
 	if cfg.ReadBuffer != 0 {
+		s.growth.most = 0
 		s.assembly.limit = max(cfg.ReadBuffer, minReadBuffer)
 	}
 	s.window = s.assembly.window()
@@ -192,6 +200,7 @@ type Stats struct {
 	BytesReceived, PacketsReceived    uint64 // numbered packets that were new
 	Duplicates, OutOfOrder, Refused   uint64
 	BytesUnacknowledged, BytesWaiting int // written and not acknowledged; received and not read
+	Room                              int // bytes that Write takes without waiting
 }
 
 // Stats returns a snapshot.
@@ -208,6 +217,6 @@ func (s *Stream) Stats() Stats {
 		Timeouts: d.stats.timeouts, TailProbes: d.stats.tails,
 		BytesReceived: s.received.bytes, PacketsReceived: s.received.packets,
 		Duplicates: s.received.duplicates, OutOfOrder: s.received.outOfOrder, Refused: s.received.refused,
-		BytesUnacknowledged: d.held, BytesWaiting: s.assembly.buf.len + len(s.unread),
+		BytesUnacknowledged: d.held, BytesWaiting: s.assembly.buf.len + len(s.unread), Room: d.room(),
 	}
 }

@@ -109,6 +109,7 @@ func (s *Stream) finishLocked(err error) {
 	}
 	next := s.sender.next
 	s.sender.drop()
+	s.shrinkLocked()
 	if s.timer != nil {
 		s.timer.Stop()
 		s.timerAt = 0

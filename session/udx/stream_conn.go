@@ -105,7 +105,12 @@ func (s *Stream) readLocked(b []byte) (n int) {
 			s.unread, s.block = nil, nil
 		}
 	}
-	s.openWindowLocked()
+	if !s.finished {
+		if now := s.mux.now(); s.growth.consumed(now, n, s.assembly.limit, s.sender.rtt.min()) {
+			s.growLocked()
+		}
+		s.openWindowLocked()
+	}
 	return n
 }
 

@@ -83,6 +83,7 @@ func (s *Stream) acknowledgeLocked(now instant, h Header, rest []byte) {
 	}
 	wasEnded, held := d.ended, d.held
 	d.acknowledged(now, h, blocks)
+	s.acks.trip = d.rtt.min()
 	if d.held < held {
 		if s.closing {
 			s.closeBy = now.add(closeProgress)
@@ -103,7 +104,9 @@ func (s *Stream) acknowledgeLocked(now instant, h Header, rest []byte) {
 func (s *Stream) takeLocked(now instant, q seq, flags Flags, payload []byte) {
 	ended := s.assembly.ended
 	waiting := s.assembly.buf.len
+	expected := s.assembly.expected
 	what := s.assembly.add(q, flags, payload)
+	s.growth.received(now, s.assembly.expected != expected, len(s.assembly.ranges) > 0)
 	switch what {
 	case inOrder, holeFilled, outOfOrder:
 		s.received.packets++
@@ -113,10 +116,11 @@ func (s *Stream) takeLocked(now instant, q seq, flags Flags, payload []byte) {
 		}
 	case duplicate:
 		s.received.duplicates++
+		s.assembly.repeated(q)
 	case refused:
 		s.received.refused++
 	}
-	s.acks.received(now, what != inOrder || flags&FlagEnd != 0)
+	s.acks.received(now, what != inOrder || flags&FlagEnd != 0, len(s.assembly.ranges) > manyHoles && flags&FlagEnd == 0)
 	if s.assembly.buf.len > waiting || s.assembly.ended != ended {
 		s.readers.wake.Signal()
 	}

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"sync"
 	"syscall"
-	"time"
 )
 
 const (
@@ -94,7 +93,7 @@ func (b *batch) release(now instant, s *sender) {
 func (s *Stream) wakeLocked() {
 	if !s.flushing && s.path.sock != nil {
 		s.flushing = true
-		s.mux.wg.Go(s.flush)
+		s.mux.run(s.flush)
 	}
 }
 
@@ -179,7 +178,7 @@ func (s *Stream) collectDataLocked(now instant, b *batch) {
 		h.put(p.buf[:])
 		b.add(p.path, p.buf[:HeaderSize+p.n], p)
 	}
-	if len(b.bufs) > 0 && len(s.assembly.ranges) == 0 {
+	if len(b.bufs) > 0 && len(s.assembly.ranges) == 0 && len(s.assembly.again) == 0 {
 		s.acks.sent() // every packet carries it
 	}
 }
@@ -208,7 +207,7 @@ func (s *Stream) setTimerLocked(now instant) {
 	s.timerAt = at
 	wait := max(at.sub(now), 0)
 	if s.timer == nil {
-		s.timer = time.AfterFunc(wait, s.tick)
+		s.timer = s.mux.afterFunc(wait, s.tick)
 	} else {
 		s.timer.Reset(wait)
 	}

@@ -1,0 +1,272 @@
+// Command udxsim measures UDX streams over links in memory, under a clock that jumps: goodput and fairness over many
+// rates, round trips, losses and queues, and what an outage, a change of address and a path that carries less do to a
+// transfer. The same seed gives the same numbers. It prints tables, and writes the numbers and a picture:
+//
+//	go run ./scripts/udxsim                               # everything: some minutes
+//	go run ./scripts/udxsim -only goodput -rate 10 -out ""  # a part, and only the tables
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"log"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"omegatun/session/udx/lab"
+)
+
+const numbersFile = "udx-simulation.json"
+
+// The table's axes.
+var (
+	rates    = []float64{1, 10, 100, 1000} // Mbit/s
+	rtts     = []int{1, 20, 100, 300}      // ms
+	losses   = []float64{0, .001, .01, .05, .2}
+	reorders = []float64{0, .25}
+	queues   = []float64{lab.Deep, lab.Shallow}
+)
+
+// result is what was measured.
+type result struct {
+	Schema   int        `json:"schema"`
+	Seed     uint64     `json:"seed"`
+	Goodput  []goodput  `json:"goodput,omitempty"`
+	Fairness []fairness `json:"fairness,omitempty"`
+	Events   []event    `json:"events,omitempty"`
+}
+
+// place says where in the table something belongs.
+type place struct {
+	Mbit    float64 `json:"mbit_per_s"`
+	RTT     int     `json:"rtt_ms"`
+	Queue   string  `json:"queue"`
+	Loss    float64 `json:"loss"`
+	Reorder float64 `json:"reorder"`
+}
+
+type goodput struct {
+	place
+	Share   float64 `json:"share"`
+	Goal    float64 `json:"goal,omitempty"`
+	Resent  float64 `json:"resent"`
+	StartMS int64   `json:"start_ms"`
+	Error   string  `json:"error,omitempty"`
+}
+
+type fairness struct {
+	place
+	Second   float64 `json:"second"`
+	Together float64 `json:"together"`
+	Error    string  `json:"error,omitempty"`
+}
+
+type event struct {
+	Name      string  `json:"name"`
+	StallMS   int64   `json:"stall_ms"`
+	RecoverMS int64   `json:"recovered_ms"`
+	Share     float64 `json:"share_after"`
+	MTU       int     `json:"mtu_after"`
+	Error     string  `json:"error,omitempty"`
+}
+
+func (p place) conditions() lab.Conditions {
+	q := lab.Shallow
+	if p.Queue == "deep" {
+		q = lab.Deep
+	}
+	return lab.Conditions{
+		Rate: p.Mbit * 1e6 / 8, RTT: time.Duration(p.RTT) * time.Millisecond, Loss: p.Loss, Reorder: p.Reorder, Queue: q,
+	}
+}
+
+// goal returns the share that is asked for, zero for none.
+func (p place) goal() float64 {
+	switch {
+	case p.Loss <= .01:
+		return .9
+	case p.Loss <= .05:
+		return .7
+	}
+	return 0
+}
+
+func text(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// plan says what to measure.
+type plan struct {
+	seed    uint64
+	workers int
+	places  []place
+	parts   string
+}
+
+func (p plan) run() result {
+	r := result{Schema: 1, Seed: p.seed}
+	has := func(part string) bool { return p.parts == "" || strings.Contains(p.parts, part) }
+	var jobs []func()
+	if has("goodput") {
+		r.Goodput = make([]goodput, len(p.places))
+		for i, at := range p.places {
+			jobs = append(jobs, func() {
+				o, err := at.conditions().Goodput(p.seed)
+				r.Goodput[i] = goodput{at, o.Share, at.goal(), o.Resent, o.Start.Milliseconds(), text(err)}
+			})
+		}
+	}
+	if has("fairness") {
+		for _, at := range p.places {
+			if at.Loss <= .01 && at.Reorder == 0 && at.Mbit <= 100 && at.Loss != .001 {
+				r.Fairness = append(r.Fairness, fairness{place: at})
+			}
+		}
+		for i := range r.Fairness {
+			f := &r.Fairness[i]
+			jobs = append(jobs, func() {
+				var err error
+				f.Second, f.Together, err = f.conditions().Fairness(p.seed)
+				f.Error = text(err)
+			})
+		}
+	}
+	if has("events") {
+		list := lab.Events()
+		r.Events = make([]event, len(list))
+		for i, e := range list {
+			jobs = append(jobs, func() {
+				o, err := e.Run(p.seed)
+				r.Events[i] = event{e.Name, o.Stall.Milliseconds(), o.Recovered.Milliseconds(), o.Share, o.MTU, text(err)}
+			})
+		}
+	}
+	var wg sync.WaitGroup
+	next := make(chan func())
+	for range p.workers {
+		wg.Go(func() {
+			for job := range next {
+				job()
+			}
+		})
+	}
+	for _, job := range jobs {
+		next <- job
+	}
+	close(next)
+	wg.Wait()
+	return r
+}
+
+// table returns everything as text. A share that misses its goal is marked.
+func (r result) table() string {
+	var b strings.Builder
+	if len(r.Goodput) > 0 {
+		fmt.Fprintf(&b, "share of the best possible in %% (packets sent again in %%); ! misses the goal: 90 to 1 %% loss, 70 at 5 %%\n")
+		fmt.Fprintf(&b, "%6s %6s %-8s %7s", "Mbit/s", "rtt ms", "queue", "reorder")
+		for _, l := range losses {
+			fmt.Fprintf(&b, " %13s", fmt.Sprintf("loss %g %%", 100*l))
+		}
+		var last place
+		missed, asked := 0, 0
+		for i, g := range r.Goodput {
+			row := g.place
+			row.Loss = 0
+			if i == 0 || row != last {
+				fmt.Fprintf(&b, "\n%6g %6d %-8s %5.0f %%", g.Mbit, g.RTT, g.Queue, 100*g.Reorder)
+				last = row
+			}
+			mark := " "
+			if g.Goal > 0 {
+				asked++
+			}
+			if g.Share < g.Goal || g.Error != "" {
+				mark = "!"
+				missed++
+			}
+			fmt.Fprintf(&b, " %5.0f%s %6s", 100*g.Share, mark, fmt.Sprintf("(%.1f)", 100*g.Resent))
+		}
+		fmt.Fprintf(&b, "\n%d of %d goals met\n", asked-missed, asked)
+	}
+	if len(r.Fairness) > 0 {
+		fmt.Fprintf(&b, "\ntwo streams, the second one later; goal: 40 to 60 %%\n%6s %6s %-8s %6s %9s %12s\n",
+			"Mbit/s", "rtt ms", "queue", "loss", "second", "together")
+		for _, f := range r.Fairness {
+			mark := ""
+			if f.Second < .4 || f.Second > .6 {
+				mark = " !"
+			}
+			fmt.Fprintf(&b, "%6g %6d %-8s %4g %% %7.0f %% %10.0f %%%s%s\n",
+				f.Mbit, f.RTT, f.Queue, 100*f.Loss, 100*f.Second, 100*f.Together, mark, f.Error)
+		}
+	}
+	if len(r.Events) > 0 {
+		fmt.Fprintf(&b, "\n%-52s %9s %13s %11s %5s\n", "in mid-transfer, 20 Mbit/s, 40 ms", "stall ms", "recovered ms", "share after", "MTU")
+		for _, e := range r.Events {
+			fmt.Fprintf(&b, "%-52s %9d %13d %9.0f %% %5d %s\n", e.Name, e.StallMS, e.RecoverMS, 100*e.Share, e.MTU, e.Error)
+		}
+	}
+	return b.String()
+}
+
+func (r result) write(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	b, err := json.MarshalIndent(r, "", " ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, numbersFile), append(b, '\n'), 0o644)
+}
+
+func main() {
+	log.SetFlags(0)
+	out := flag.String("out", "docs", "`folder` for the numbers and the picture; empty: none")
+	asJSON := flag.Bool("json", false, "print the numbers as JSON instead of tables")
+	rate := flag.Float64("rate", 0, "only this many Mbit/s; 0: all")
+	rtt := flag.Int("rtt", 0, "only this round trip in ms; 0: all")
+	loss := flag.Float64("loss", -1, "only this `share` of loss; negative: all")
+	reorder := flag.Float64("reorder", -1, "only this `share` of reordering; negative: all")
+	queue := flag.String("queue", "", "only this queue: deep or shallow")
+	p := plan{workers: runtime.GOMAXPROCS(0)}
+	flag.Uint64Var(&p.seed, "seed", 1, "of chance")
+	flag.StringVar(&p.parts, "only", "", "measure only these `parts`: goodput,fairness,events")
+	flag.Parse()
+	for _, m := range rates {
+		for _, t := range rtts {
+			for _, q := range queues {
+				for _, o := range reorders {
+					for _, l := range losses {
+						at := place{m, t, map[float64]string{lab.Deep: "deep", lab.Shallow: "shallow"}[q], l, o}
+						if (*rate == 0 || *rate == m) && (*rtt == 0 || *rtt == t) && (*loss < 0 || *loss == l) &&
+							(*reorder < 0 || *reorder == o) && (*queue == "" || *queue == at.Queue) {
+							p.places = append(p.places, at)
+						}
+					}
+				}
+			}
+		}
+	}
+	r := p.run()
+	if *out != "" {
+		if err := r.write(*out); err != nil {
+			log.Fatal(err)
+		}
+	}
+	if !*asJSON {
+		fmt.Print(r.table())
+		return
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(r); err != nil {
+		log.Fatal(err)
+	}
+}
