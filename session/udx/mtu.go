@@ -81,6 +81,14 @@ func (m *mtuSearch) lost(now instant, size int, certain bool) {
 	}
 }
 
+// shrink tells that packets larger than the smallest do not pass any more. What carried before is tried again: it may
+// have been an outage.
+func (m *mtuSearch) shrink() {
+	m.limit, m.size = max(m.size, minMTU), minMTU
+	m.out, m.again = false, 0
+	m.choose()
+}
+
 func (m *mtuSearch) rest(now instant) {
 	if m.want == 0 && m.size < maxMTU {
 		m.again = now.add(mtuAgain)

@@ -22,7 +22,7 @@ const (
 	giveUpAfter = 12 * time.Second
 
 	// rtoBackoffMax bounds the doubling of the timeout, so that a path that comes back is noticed soon.
-	rtoBackoffMax = 2 * time.Second
+	rtoBackoffMax = time.Second
 
 	probeLimit = 10 // zero window probes without any answer before the peer is taken for gone
 )
@@ -68,6 +68,8 @@ type sender struct {
 
 	flightCost int  // bytes in flight, as the network counts them
 	flightData int  // bytes of payload in flight, as the peer's window counts them
+	asked      bool // a heartbeat is to show whether only large packets vanish
+	fragment   bool // they do: the network must cut those that cannot be cut anew
 	disordered bool // the path is known to reorder, and how much
 	missData   int  // bytes of payload in missing, for which the peer must have room as well
 	held       int  // bytes of payload written and not acknowledged
@@ -104,7 +106,7 @@ type sender struct {
 }
 
 type senderStats struct {
-	packets, again, timeouts, tails, spurious, sentBytes uint64
+	packets, again, timeouts, tails, spurious, sentBytes, blackHoles uint64
 }
 
 func newSender() sender {
@@ -165,6 +167,7 @@ func (s *sender) newPath(now instant, ipv6 bool) {
 		s.overhead = overhead6
 	}
 	s.mtu.reset()
+	s.asked, s.fragment = false, false
 	s.rtt.newPath()
 	s.congestion.newPath()
 	for p := s.flight.first; p != nil; p = p.next {
@@ -231,6 +234,12 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 	s.takeBlocks(s.takeAgain(now, ack, blocks), arrived)
 
 	acked := int(s.rate.delivered - delivered)
+	switch {
+	case acked > 0 || advanced:
+		s.asked = false
+	case s.asked && ack == s.una:
+		s.pathShrank(now)
+	}
 	if acked > 0 {
 		s.timeouts = 0
 		s.stuckSince = now
@@ -506,6 +515,11 @@ func (s *sender) tick(now instant) bool {
 		if s.timeouts >= giveUpCount && now.sub(s.stuckSince) >= giveUpAfter {
 			return false
 		}
+		if s.suspectPath() { // nothing but a question, so that the answer cannot cross a packet
+			s.asked, s.sendProbe = true, true
+			s.timer, s.timerAt = timerTimeout, now.add(s.timeout())
+			break
+		}
 		s.giveUpFlight(now)
 	case timerProbe:
 		if s.probes++; s.probes > probeLimit {
@@ -530,6 +544,70 @@ func (s *sender) giveUpFlight(now instant) {
 	s.congestion.timedOut(s.flightCost)
 	s.pacer.tokens = max(s.pacer.tokens, 1) // what is lost goes at once
 	s.timer, s.timerAt = timerTimeout, now.add(s.timeout())
+}
+
+// suspectPath reports whether packets may be too large for the path by now: the oldest one is larger than every path
+// carries, and did not arrive although it was sent again. Every other timeout goes to finding out.
+func (s *sender) suspectPath() bool {
+	if s.timeouts < 2 || s.timeouts%2 != 0 {
+		return false
+	}
+	p := *s.ring.at(s.una)
+	return p != nil && p.n > minMTU-s.overhead-HeaderSize
+}
+
+// pathShrank tells that the peer answers small packets, and expects the oldest one still, although it was sent again long
+// before the question. As large packets vanish, they are cut anew if the peer has none of those that follow. If it
+// has, their numbers are settled: then the network must cut them.
+func (s *sender) pathShrank(now instant) {
+	s.asked = false
+	s.stats.blackHoles++
+	s.mtu.shrink()
+	if len(s.sacked) > 0 {
+		s.fragment = true
+		s.giveUpFlight(now)
+		s.state, s.timeouts = open, 0
+		s.congestion.recovered()
+		return
+	}
+	old, queue := s.ring, s.queue
+	first, next := s.una, s.next
+	s.ring, s.queue, s.flight, s.missing = packetRing{}, packetList{}, packetList{}, packetList{}
+	s.next = s.una
+	s.flightCost, s.flightData, s.missData, s.held = 0, 0, 0, 0
+	s.endSent = false
+	for q := first; q != next; q++ {
+		s.cutAnew(*old.at(q))
+	}
+	for p := queue.first; p != nil; p = queue.first {
+		queue.remove(p)
+		s.cutAnew(p)
+	}
+	s.rack.fack, s.rack.doubts = s.una, nil
+	s.state, s.timeouts = open, 0
+	s.tailOut, s.sendTail, s.sendProbe = false, false, false
+	s.congestion.recovered()
+	s.setTimer(now)
+}
+
+// cutAnew queues the payload of p in packets of the present size, and frees p, which is in no list.
+func (s *sender) cutAnew(p *packet) {
+	for b := p.payload(); len(b) > 0; {
+		if s.queue.last == nil || s.queue.last.n >= s.payloadSize() {
+			s.queue.push(newPacket())
+		}
+		n := s.queue.last.fill(b, s.payloadSize())
+		s.held += n
+		b = b[n:]
+	}
+	if p.flags&FlagEnd != 0 {
+		if s.queue.last == nil {
+			s.queue.push(newPacket())
+		}
+		s.queue.last.flags |= FlagEnd
+	}
+	p.state = packetDelivered
+	p.free()
 }
 
 // pick returns the next packet to send, zero if there is none now. more says that a writer is about to add to the last

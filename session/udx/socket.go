@@ -19,5 +19,14 @@ type BatchSocket interface {
 	SendBatch(b [][]byte, to netip.AddrPort) error
 }
 
+// FragmentSocket is a Socket that can let the network cut up a datagram which is too large for the path. A stream asks for
+// that only if a packet was cut for a larger path than there is now, and its place in the stream cannot change any more.
+type FragmentSocket interface {
+	Socket
+
+	// SendFragments sends b without forbidding fragments, and does not keep it.
+	SendFragments(b []byte, to netip.AddrPort) error
+}
+
 // local is what a Socket may implement so that Stream.LocalAddr knows its address.
 type local interface{ LocalAddr() netip.AddrPort }

@@ -197,6 +197,7 @@ type Stats struct {
 	BytesSent, PacketsSent            uint64 // numbered packets, with those sent again
 	PacketsResent, Spurious           uint64 // sent again; and found to be late, not lost, before they were
 	Timeouts, TailProbes              uint64
+	BlackHoles                        uint64 // times the path was found not to carry large packets any more
 	BytesReceived, PacketsReceived    uint64 // numbered packets that were new
 	Duplicates, OutOfOrder, Refused   uint64
 	BytesUnacknowledged, BytesWaiting int // written and not acknowledged; received and not read
@@ -214,7 +215,7 @@ func (s *Stream) Stats() Stats {
 		Rate: d.congestion.rate, MTU: d.mtu.size,
 		BytesSent: d.stats.sentBytes, PacketsSent: d.stats.packets,
 		PacketsResent: d.stats.again, Spurious: d.stats.spurious,
-		Timeouts: d.stats.timeouts, TailProbes: d.stats.tails,
+		Timeouts: d.stats.timeouts, TailProbes: d.stats.tails, BlackHoles: d.stats.blackHoles,
 		BytesReceived: s.received.bytes, PacketsReceived: s.received.packets,
 		Duplicates: s.received.duplicates, OutOfOrder: s.received.outOfOrder, Refused: s.received.refused,
 		BytesUnacknowledged: d.held, BytesWaiting: s.assembly.buf.len + len(s.unread), Room: d.room(),

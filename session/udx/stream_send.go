@@ -24,6 +24,7 @@ type batch struct {
 	packets []*packet // of the same index, nil for packets without a number
 	size    int
 	refused []bool // the host would not send it: too long
+	large   int    // the one with this index, less one, is to be cut up on the way; zero: none
 
 	probe [maxMTU]byte // a packet with padding
 	ack   [HeaderSize + maxSACKs*sackSize]byte
@@ -50,9 +51,14 @@ func (b *batch) full() bool { return len(b.bufs) >= batchPackets || b.size+maxMT
 func (b *batch) send() {
 	for i := 0; i < len(b.bufs); {
 		to, size := b.to[i], len(b.bufs[i])
+		if i+1 == b.large {
+			b.sendLarge(i)
+			i++
+			continue
+		}
 		j := i + 1
 		if sock, ok := to.sock.(BatchSocket); ok {
-			for j < len(b.bufs) && b.to[j] == to && len(b.bufs[j-1]) == size && len(b.bufs[j]) <= size {
+			for j < len(b.bufs) && j+1 != b.large && b.to[j] == to && len(b.bufs[j-1]) == size && len(b.bufs[j]) <= size {
 				j++
 			}
 			if j > i+1 {
@@ -66,6 +72,15 @@ func (b *batch) send() {
 		}
 		i = j
 	}
+}
+
+// sendLarge sends a packet which is cut up on the way if the socket can ask for that.
+func (b *batch) sendLarge(i int) {
+	if f, ok := b.to[i].sock.(FragmentSocket); ok {
+		_ = f.SendFragments(b.bufs[i], b.to[i].addr)
+		return
+	}
+	_ = b.to[i].sock.Send(b.bufs[i], b.to[i].addr)
 }
 
 // release gives back the packets of the batch and empties it. The lock of the stream is held.
@@ -83,6 +98,7 @@ func (b *batch) release(now instant, s *sender) {
 			p.probe = 0
 		}
 	}
+	b.large = 0
 	clear(b.to)
 	clear(b.bufs)
 	clear(b.packets)
@@ -163,7 +179,8 @@ func (s *Stream) collectDataLocked(now instant, b *batch) {
 			break
 		}
 		padding := d.sent(now, p)
-		p.path = s.pathLocked(p)
+		var fragment bool
+		p.path, fragment = s.pathLocked(p)
 		h := s.headerLocked(p.flags, p.seq)
 		h.ID = p.path.id
 		if padding > 0 && !probed {
@@ -177,19 +194,28 @@ func (s *Stream) collectDataLocked(now instant, b *batch) {
 		}
 		h.put(p.buf[:])
 		b.add(p.path, p.buf[:HeaderSize+p.n], p)
+		if fragment { // one in a batch is enough
+			b.large = len(b.bufs)
+			break
+		}
 	}
 	if len(b.bufs) > 0 && len(s.assembly.ranges) == 0 && len(s.assembly.again) == 0 {
 		s.acks.sent() // every packet carries it
 	}
 }
 
-// pathLocked returns the path for a packet: the current one. A packet that is sent again and was cut for a larger
-// path may not fit there, and goes the previous way every other time.
-func (s *Stream) pathLocked(p *packet) path {
-	if p.sends%2 == 0 && p.n > s.sender.payloadSize() && s.previous.sock != nil {
-		return s.previous
+// pathLocked returns the path for a packet: the current one. A packet that was cut for a larger path may not fit there.
+// If that is known the network is asked to cut it up. Else it is tried as it is, after that it goes the previous way
+// every other time.
+func (s *Stream) pathLocked(p *packet) (to path, fragment bool) {
+	switch {
+	case p.n <= s.sender.payloadSize():
+	case s.sender.fragment:
+		return s.path, true
+	case p.sends > 2 && p.sends%2 == 1 && s.previous.sock != nil:
+		return s.previous, false
 	}
-	return s.path
+	return s.path, false
 }
 
 // setTimerLocked sets the timer to when something is due next, if that is before it fires anyway.

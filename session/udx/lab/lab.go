@@ -247,6 +247,17 @@ func (p *Port) SendBatch(b [][]byte, to netip.AddrPort) error {
 	return nil
 }
 
+// SendFragments sends a datagram in as many fragments as the link asks for.
+func (p *Port) SendFragments(b []byte, to netip.AddrPort) error {
+	if q := p.w.ports[to]; q != nil {
+		mtu := p.out.MTU
+		p.out.MTU = 0
+		p.out.send(b, p.addr, q)
+		p.out.MTU = mtu
+	}
+	return nil
+}
+
 func (p *Port) received(b []byte, from netip.AddrPort) { p.mux.Receive(p, b, from) }
 
 // Flow sends as much over a stream as the stream takes, and reads it at the other end. Its bytes are those of
