@@ -316,6 +316,29 @@ func TestDontFragment(t *testing.T) {
 	}
 }
 
+func TestSendFragments(t *testing.T) {
+	for _, tt := range []struct {
+		addr          netip.AddrPort
+		level, option int
+	}{
+		{loopback4, unix.SOL_IP, unix.IP_MTU_DISCOVER},
+		{loopback6, unix.SOL_IPV6, unix.IPV6_MTU_DISCOVER},
+	} {
+		c := listen(t, tt.addr, Config{})
+		restore := c.allowFragments()
+		if n, err := c.getInt(tt.level, tt.option); err != nil || n != unix.IP_PMTUDISC_DONT {
+			t.Errorf("%v: meanwhile MTU discovery is %d, %v; want DONT", tt.addr, n, err)
+		}
+		restore()
+		if n, err := c.getInt(tt.level, tt.option); err != nil || n != unix.IP_PMTUDISC_PROBE {
+			t.Errorf("%v: afterwards MTU discovery is %d, %v; want PROBE", tt.addr, n, err)
+		}
+		if err := c.SendFragments([]byte("x"), c.LocalAddr()); err != nil || c.Stats().SentPackets != 1 {
+			t.Errorf("%v: SendFragments: %v, %+v", tt.addr, err, c.Stats())
+		}
+	}
+}
+
 func TestEveryDatagramRefused(t *testing.T) {
 	a := listen(t, loopback4, Config{})
 	fakeSend(a, func(uintptr, []mmsghdr) (int, unix.Errno) { return -1, unix.ENETUNREACH })

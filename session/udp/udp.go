@@ -97,6 +97,8 @@ type Conn struct {
 
 	ttlMu sync.RWMutex // portable only: held for writing while the socket's TTL is changed
 
+	fragmentMu sync.Mutex // held while the socket may send fragments
+
 	sourcesMu sync.Mutex             // guards sources
 	sources   map[netip.Addr]*Source // made by the first From
 

@@ -20,6 +20,7 @@ const (
 	shortestFloor   = time.Millisecond // acknowledgements and timers are not finer
 	probeRTTTime    = 200 * time.Millisecond
 	maxChance       = .3 // share of loss that is made up for
+	chanceGain      = 1.25
 	extraRounds     = 5
 	extraTime       = 100 * time.Millisecond
 )
@@ -262,7 +263,11 @@ func (c *congestion) setWindow(r rateSample, delivered int64) {
 		if r.lost > 0 && c.conserving {
 			c.window = max(c.window-r.lost, maxMTU)
 		}
-		target := c.target(c.winGain)
+		gain := c.winGain
+		if c.full && c.overrun.chance > 0 { // where others may be the chance, half a queue is enough
+			gain = min(gain, chanceGain)
+		}
+		target := c.target(gain)
 		if c.full {
 			target += int(min(max(c.extra[0], c.extra[1]), c.bandwidth.get()*extraTime.Seconds()))
 		}

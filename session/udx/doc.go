@@ -25,17 +25,28 @@
 //
 // What goes out is the reference implementation's protocol to the letter. How it is timed is not prescribed and differs:
 // acknowledgements are gathered for up to a millisecond, timeouts start at 300 ms, sizes are probed in larger steps,
-// congestion control also tells overrun queues from loss by chance, and a closed stream answers for 30 s more.
+// congestion control also tells overrun queues from loss by chance, and a closed stream answers for 30 s more. A peer
+// whose packets come twice again and again is told which, in blocks below what is acknowledged, over which the
+// reference passes: so the sender learns how far packets overtake each other.
+//
+// # Paths that change
+//
+// Nothing in a packet is authentic, so a stream does not follow a peer that changes its address: its packets are shown
+// to Accept, and whoever can authenticate it (a secret stream's next message, a sealed datagram) calls ChangeRemote. The
+// round trip and the size of packets are then measured anew; what the path delivers is assumed to be the same
+// until it shows otherwise, and what was lost on the old path is sent on the new one. The peer needs to be told by
+// nobody: it takes packets from the old and the new address once its own layer above has called ChangeRemote.
+//
+// A path may come to carry less than before and not say so. After two timeouts a heartbeat tells whether only large
+// packets vanish. Then packets are cut anew if the peer has received none of those in flight; else their numbers are
+// settled, and the network is asked to cut them up (FragmentSocket).
 //
 // # Limitations
 //
-//   - A packet cut for one path size keeps it: if a path shrinks below what was found to pass, packets in flight are
-//     lost for good and the stream times out, unless ChangeRemote brings a path that carries them.
-//   - The stream does not follow a peer that changes its address. Its packets are shown to Accept, and whoever can
-//     authenticate it calls ChangeRemote.
 //   - Messages are not paced, and not held back by congestion.
-//   - Relaying between two streams is not done here.
+//   - Relaying between two streams is not done here, but in package relay, without a stream.
 //   - Paths above 1,500 bytes are not searched for.
+//   - Of two streams that overrun a queue much shorter than the round trip, one may get several times what the other gets.
 //
 // Source: holepunchto/libudx (src/udx.c, src/udx_bbr.c), and the behaviour of udx-native 1.21.3.
 package udx

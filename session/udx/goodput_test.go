@@ -81,7 +81,7 @@ func TestTwoFlowsShare(t *testing.T) {
 // TestSurvival wants a transfer to go on at full speed after what happens in its middle.
 func TestSurvival(t *testing.T) {
 	limits := map[string]time.Duration{ // of the stall
-		"an outage of five seconds": 7500 * time.Millisecond,
+		"an outage of five seconds": 6 * time.Second,
 	}
 	for _, e := range lab.Events() {
 		t.Run(e.Name, func(t *testing.T) {

@@ -7,8 +7,7 @@ const (
 	overrunSample = 256 << 10 // bytes a round must carry to be judged
 	overrunCut    = .75       // of what was in flight, for each trial
 	overrunTrials = 3
-	overrunGrowth = .03              // of the bound, for the first round that goes well; twice as much for the next
-	overrunLeap   = .25              // and at most
+	overrunGrowth = maxMTU           // of the bound, for the first round that goes well; twice as much for the next
 	overrunForget = 30 * time.Second // after which chance is doubted again
 )
 
@@ -17,7 +16,7 @@ const (
 // and the other does not.
 type overrun struct {
 	bound  int     // bytes; zero: none
-	growth float64 // of bound in the next round that goes well
+	growth int     // of bound in the next round that goes well
 	chance float64 // share of loss that does not depend on what is in flight
 	doubt  instant // when that is halved
 
@@ -67,8 +66,9 @@ func (o *overrun) acked(now instant, r rateSample, newRound bool, floor int) {
 	case o.bound > 2*peak:
 		o.bound = 0
 	case o.bound > 0:
-		o.bound = int((1 + o.growth) * float64(o.bound))
-		o.growth = min(2*o.growth, overrunLeap)
+		// By as much for one who has a small part as for one who has a large one, so that parts become equal.
+		o.bound += o.growth
+		o.growth = min(2*o.growth, o.bound/4)
 	}
 }
 
