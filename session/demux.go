@@ -9,6 +9,7 @@ import (
 	"omegatun/session/beacon"
 	"omegatun/session/relay"
 	"omegatun/session/tunnel"
+	"omegatun/session/udx"
 )
 
 const (
@@ -63,7 +64,7 @@ func (h *Host) dispatch(s Socket, b []byte, from netip.AddrPort, in *inbound, no
 	case tunnel.IsDatagram(b):
 		h.tunnelled(s, b, from, in, now)
 	case b[0] == 0xff && b[1] == 1:
-		if in.relayed == nil || !in.relayed.Add(s, b, from) {
+		if (in.relayed == nil || !in.relayed.Add(s, b, from)) && !h.cameOverRelay(s, b, from, in, now) {
 			h.mux.Receive(s, b, from)
 		}
 	case (b[0] == 0x03 || b[0] == 0x13) && from.Addr().Is4():
@@ -71,6 +72,25 @@ func (h *Host) dispatch(s Socket, b []byte, from netip.AddrPort, in *inbound, no
 	default:
 		h.dropped.Add(1)
 	}
+}
+
+// cameOverRelay takes a tunnel datagram that a relay has passed on, without the detour through the stream that it
+// belongs to, so that those received together stay together. It reports false for everything else.
+func (h *Host) cameOverRelay(s Socket, b []byte, from netip.AddrPort, in *inbound, now time.Time) bool {
+	if h.relaySockets.Load() == 0 {
+		return false
+	}
+	id, datagram, ok := relay.Unwrap(b)
+	if !ok || udx.Flags(b[2]) != udx.FlagMessage || !tunnel.IsDatagram(datagram) {
+		return false
+	}
+	v, _ := h.relayed.Load(id)
+	r, _ := v.(*relaySocket)
+	if r == nil || r.under != s || r.remote != from {
+		return false
+	}
+	h.tunnelled(r, datagram, from, in, now)
+	return true
 }
 
 // tunnelled opens a tunnel datagram where it lies. Whatever fails to authenticate changes nothing but a counter.

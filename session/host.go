@@ -107,11 +107,14 @@ type Host struct {
 	lan         *lan
 
 	links   sync.Map // receiver index (uint32) → *link
-	streams sync.Map // *link → nil: the plain streams that are up
-	sockets sockets  // of punched paths
-	refused atomic.Uint64
-	dropped atomic.Uint64 // datagrams that belong to nothing
-	dials   chan struct{} // a slot for each attempt that may run
+	relayed sync.Map // stream id (udx.ID) → *relaySocket
+	// relaySockets is how many relayed has.
+	relaySockets atomic.Int32
+	streams      sync.Map // *link → nil: the plain streams that are up
+	sockets      sockets  // of punched paths
+	refused      atomic.Uint64
+	dropped      atomic.Uint64 // datagrams that belong to nothing
+	dials        chan struct{} // a slot for each attempt that may run
 
 	guessing *punch.Limit // of attempts that guess ports
 

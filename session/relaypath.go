@@ -179,6 +179,12 @@ func (h *Host) relayPath(ctx context.Context, l *link, m *relayed) error {
 		return err
 	}
 	defer l.dropSocket(s)
+	h.relayed.Store(s.stream.ID(), s)
+	h.relaySockets.Add(1)
+	defer func() {
+		h.relayed.Delete(s.stream.ID())
+		h.relaySockets.Add(-1)
+	}()
 	l.account.step(StagePath, "met the peer at relay %s", m.via.Short())
 	l.offer(s, s.remote, PathRelay)
 	err = l.waitRelayed(ctx, c)
@@ -408,6 +414,7 @@ type relaySocket struct {
 	via    key.Public
 	stream *udx.Stream // receives, and tells the relay where we are
 	path   *relay.Path // sends
+	under  Socket      // that it goes through
 	local  netip.AddrPort
 	remote netip.AddrPort
 }
@@ -421,7 +428,7 @@ func (s *relaySocket) pair(ctx context.Context, m *relayed, c *relayConn) error 
 		return err
 	}
 	r := c.link.cur.Load()
-	s.local, s.remote = r.sock.LocalAddr(), r.remote
+	s.under, s.local, s.remote = r.sock, r.sock.LocalAddr(), r.remote
 	s.path = relay.NewPath(r.sock, r.remote, id)
 	if err := s.stream.Connect(r.sock, r.remote, id); err != nil {
 		return err

@@ -28,6 +28,14 @@ func (m *Mux) now() instant {
 	return instant(time.Since(m.start)) + 1
 }
 
+// time returns an instant as a time, zero for never.
+func (m *Mux) time(t instant) time.Time {
+	if t == 0 {
+		return time.Time{}
+	}
+	return m.start.Add(time.Duration(t - 1))
+}
+
 func (m *Mux) afterFunc(d time.Duration, f func()) Timer {
 	if m.clock != nil {
 		return m.clock.AfterFunc(d, f)

@@ -94,6 +94,7 @@ type Stream struct {
 	unread, block    []byte // what the reader holds of the front block of the buffer, and that block
 
 	received counters
+	heard    instant // when a packet of the peer came last; zero: never
 }
 
 type counters struct{ packets, bytes, duplicates, outOfOrder, refused uint64 }
@@ -202,6 +203,10 @@ type Stats struct {
 	Duplicates, OutOfOrder, Refused   uint64
 	BytesUnacknowledged, BytesWaiting int // written and not acknowledged; received and not read
 	Room                              int // bytes that Write takes without waiting
+
+	// Heard is when a packet came last that was meant for the stream and came from where it expects them: also one that
+	// acknowledges nothing new, or carries a message. Zero: none has come. Nothing of it is authentic.
+	Heard time.Time
 }
 
 // Stats returns a snapshot.
@@ -218,6 +223,6 @@ func (s *Stream) Stats() Stats {
 		Timeouts: d.stats.timeouts, TailProbes: d.stats.tails, BlackHoles: d.stats.blackHoles,
 		BytesReceived: s.received.bytes, PacketsReceived: s.received.packets,
 		Duplicates: s.received.duplicates, OutOfOrder: s.received.outOfOrder, Refused: s.received.refused,
-		BytesUnacknowledged: d.held, BytesWaiting: s.assembly.buf.len + len(s.unread), Room: d.room(),
+		BytesUnacknowledged: d.held, BytesWaiting: s.assembly.buf.len + len(s.unread), Room: d.room(), Heard: s.mux.time(s.heard),
 	}
 }

@@ -21,7 +21,8 @@ func (s *Stream) receive(sock Socket, h Header, rest []byte, from netip.AddrPort
 	var message []byte
 	var deliver bool
 	if !s.finished {
-		message, deliver = s.handleLocked(s.mux.now(), h, rest)
+		s.heard = s.mux.now()
+		message, deliver = s.handleLocked(s.heard, h, rest)
 	}
 	s.mu.Unlock()
 	if deliver && s.onMessage != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 )
@@ -286,6 +287,73 @@ func (s *Stream) sendMessage(b []byte, to path) error {
 	return s.sendNow("send message", FlagMessage, buf[:HeaderSize+n], to)
 }
 
+// SendMessages sends each of b as SendMessage does, in order, with as few system calls as the socket can. If one is too
+// long none is sent. It keeps neither b nor what is in it.
+func (s *Stream) SendMessages(b [][]byte) error {
+	size := 0
+	for _, m := range b {
+		if len(m) > maxMessage {
+			return s.opError("send messages", ErrTooLong)
+		}
+		size += HeaderSize + len(m)
+	}
+	if len(b) == 0 {
+		return nil
+	}
+	s.mu.Lock()
+	if err := s.sendableLocked(); err != nil {
+		s.mu.Unlock()
+		return s.opError("send messages", err)
+	}
+	h := s.headerLocked(FlagMessage, s.sender.next)
+	to := s.path
+	s.mu.Unlock()
+
+	t := trains.Get().(*train)
+	defer trains.Put(t)
+	t.arena, t.datagrams = slices.Grow(t.arena[:0], size), t.datagrams[:0]
+	for _, m := range b {
+		start := len(t.arena)
+		t.arena = append(h.Append(t.arena), m...)
+		t.datagrams = append(t.datagrams, t.arena[start:])
+	}
+	if err := t.send(to); err != nil {
+		return fmt.Errorf("udx: send messages: %w", err)
+	}
+	return nil
+}
+
+// train is the room in which messages are put together.
+type train struct {
+	arena     []byte
+	datagrams [][]byte
+}
+
+var trains = sync.Pool{New: func() any { return new(train) }} //nolint:gochecknoglobals // a cache
+
+// send sends the datagrams, runs of equal size at once where the socket can, and returns the first error.
+func (t *train) send(to path) (first error) {
+	batch, batched := to.sock.(BatchSocket)
+	for d := t.datagrams; len(d) > 0; {
+		n := 1
+		for batched && n < len(d) && n < batchPackets && len(d[n-1]) == len(d[0]) && len(d[n]) <= len(d[0]) &&
+			(n+1)*len(d[0]) <= batchBytes {
+			n++
+		}
+		var err error
+		if n > 1 {
+			err = batch.SendBatch(d[:n], to.addr)
+		} else {
+			err = to.sock.Send(d[0], to.addr)
+		}
+		if first == nil {
+			first = err
+		}
+		d = d[n:]
+	}
+	return first
+}
+
 // Heartbeat sends a packet that only asks for an acknowledgement. It shows the path to NATs and relays.
 func (s *Stream) Heartbeat() error {
 	buf := datagrams.Get().(*[maxDatagram]byte)
@@ -298,14 +366,9 @@ var datagrams = sync.Pool{New: func() any { return new([maxDatagram]byte) }} //n
 // sendNow sends a datagram whose header is missing over the stream's path, or to another place.
 func (s *Stream) sendNow(op string, flags Flags, b []byte, to path) error {
 	s.mu.Lock()
-	if s.finished || s.closing {
-		err := s.closedErrLocked()
+	if err := s.sendableLocked(); err != nil {
 		s.mu.Unlock()
 		return s.opError(op, err)
-	}
-	if s.path.sock == nil {
-		s.mu.Unlock()
-		return s.opError(op, ErrNotConnected)
 	}
 	s.headerLocked(flags, s.sender.next).put(b)
 	if to.sock == nil {
@@ -314,6 +377,17 @@ func (s *Stream) sendNow(op string, flags Flags, b []byte, to path) error {
 	s.mu.Unlock()
 	if err := to.sock.Send(b, to.addr); err != nil {
 		return fmt.Errorf("udx: %s: %w", op, err)
+	}
+	return nil
+}
+
+// sendableLocked returns why nothing can be sent beside the stream, nil if it can.
+func (s *Stream) sendableLocked() error {
+	switch {
+	case s.finished || s.closing:
+		return s.closedErrLocked()
+	case s.path.sock == nil:
+		return ErrNotConnected
 	}
 	return nil
 }

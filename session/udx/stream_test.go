@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -371,6 +372,59 @@ func TestMessages(t *testing.T) {
 		wantErr(t, "from the side without a callback", b.SendMessage([]byte("x")), nil)
 		time.Sleep(time.Second)
 	})
+}
+
+func TestMessagesInBatches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var got []string
+		var sizes []int // of batches
+		n := newNetwork(1)
+		a, b := pairConfig(t, n, lan, lan, StreamConfig{}, StreamConfig{OnMessage: func(b []byte) { got = append(got, string(b)) }})
+		if !b.Stats().Heard.IsZero() {
+			t.Error("heard something before anything was sent")
+		}
+		var out [][]byte
+		var want []string
+		for i, size := range []int{1200, 1200, 1200, 700, 0, 1400, 5, 5} {
+			m := bytes.Repeat([]byte{byte('a' + i)}, size)
+			out, want = append(out, m), append(want, string(m))
+		}
+		counted := &countingSocket{a.path.sock.(BatchSocket), &sizes}
+		a.path.sock = counted
+		if err := a.SendMessages(out); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		if !slices.Equal(got, want) {
+			t.Errorf("%d messages arrived, want %d in order", len(got), len(want))
+		}
+		if !slices.Equal(sizes, []int{4, 1, 2, 1}) {
+			t.Errorf("sent in batches of %v", sizes)
+		}
+		if ago := time.Since(b.Stats().Heard); ago <= 0 || ago > time.Second {
+			t.Errorf("heard %v ago", ago)
+		}
+		wantErr(t, "one too long", a.SendMessages([][]byte{nil, make([]byte, maxMessage+1)}), ErrTooLong)
+		wantErr(t, "none", a.SendMessages(nil), nil)
+		a.Reset(nil)
+		wantErr(t, "after Reset", a.SendMessages(out), net.ErrClosed)
+	})
+}
+
+// countingSocket notes how many datagrams are sent at a time.
+type countingSocket struct {
+	BatchSocket
+	sizes *[]int
+}
+
+func (s *countingSocket) Send(b []byte, to netip.AddrPort) error {
+	*s.sizes = append(*s.sizes, 1)
+	return s.BatchSocket.Send(b, to)
+}
+
+func (s *countingSocket) SendBatch(b [][]byte, to netip.AddrPort) error {
+	*s.sizes = append(*s.sizes, len(b))
+	return s.BatchSocket.SendBatch(b, to)
 }
 
 // TestBackPressure has a reader that does not read: the writer must stop, with bounded memory on both sides.
