@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net/netip"
+	"strconv"
 	"sync"
 	"testing"
 
@@ -160,5 +161,40 @@ func TestTableIsReadWhileItChanges(t *testing.T) {
 				t.Fatalf("Lookup = %v while another peer comes and goes, want the one that stays", got)
 			}
 		}
+	}
+}
+
+// BenchmarkLookup finds the peers of a packet each time, among few and among many: the cost must stay the same.
+func BenchmarkLookup(b *testing.B) {
+	for _, peers := range []int{10, 100, 1000, 10_000} {
+		b.Run(strconv.Itoa(peers), func(b *testing.B) {
+			var table Table
+			var addrs []netip.Addr
+			rnd := rand.New(rand.NewPCG(1, 2))
+			for range peers {
+				var k key.Public
+				for i := range k {
+					k[i] = byte(rnd.Uint32())
+				}
+				six, four := Addr6(k), Addr4(k)
+				p := newPeer(PeerConfig{Key: k})
+				if table.Insert(p, []netip.Prefix{netip.PrefixFrom(four, 32)}) == nil { // not taken
+					addrs = append(addrs, four)
+				}
+				if err := table.Insert(p, []netip.Prefix{netip.PrefixFrom(six, 128)}); err != nil {
+					b.Fatal(err)
+				}
+				addrs = append(addrs, six)
+			}
+			i := 0
+			for b.Loop() {
+				if table.Lookup(addrs[i]) == nil {
+					b.Fatal("a peer was not found")
+				}
+				if i++; i == len(addrs) {
+					i = 0
+				}
+			}
+		})
 	}
 }
