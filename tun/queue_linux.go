@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -43,7 +44,8 @@ type queue struct {
 	used   int // bytes of the arena
 	turn   int // the frame that Read cuts next
 	pace   moderator
-	n      int // outcome of wait or poll
+	spare  bool // there is another processor for other goroutines while this one sleeps
+	n      int  // outcome of wait or poll
 	errno  unix.Errno
 	wait   func(fd uintptr) bool // reads when there is something
 	poll   func(fd uintptr) bool // reads if there is something
@@ -55,6 +57,7 @@ func newQueue(file *os.File, name string, log *slog.Logger) (*queue, error) {
 		return nil, err
 	}
 	q := &queue{name: name, log: log, conn: conn, arena: make([]byte, batchBytes+virtioLen+maxPacket)}
+	q.spare = runtime.GOMAXPROCS(0) > 1
 	q.merge.Store(true)
 	q.mergers.New = func() any { return newMerger(q) }
 	q.poll = func(fd uintptr) bool { // made once, because a closure is an allocation
@@ -117,7 +120,7 @@ func (q *queue) Cut(i, offset int, finish bool) (b []byte, unfinished bool) {
 // fill waits for a packet and gathers those that are there. q.mu is held.
 func (q *queue) fill() error {
 	room := q.count < len(q.frames) && q.used < batchBytes
-	if q.pace.rest(time.Now(), q.count, room) {
+	if q.pace.rest(time.Now(), q.count, room) && q.spare {
 		nap(moderateSleep)
 	}
 	q.count, q.used, q.turn = 0, 0, 0
