@@ -17,9 +17,9 @@ import (
 const (
 	// batchPackets is how many packets, large or not, one ReadLarge gathers at most.
 	batchPackets = 64
-	// batchBytes is how many bytes are enough for a batch: a large packet is one by itself, because what is read later
-	// makes it wait, and because all of a batch is to stay in the processor's cache.
-	batchBytes = 16 << 10
+	// batchBytes is how many bytes are enough for a batch: about one large packet, because what is read later makes
+	// it wait, and because all of a batch is to stay in the processor's cache.
+	batchBytes = 64 << 10
 )
 
 // queue reads and writes packets, large ones too, through a file with virtio-net headers.
