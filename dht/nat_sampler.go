@@ -34,8 +34,9 @@ type natVote struct {
 	at    time.Time
 }
 
-// voterAt returns which vote the node at a has.
-func voterAt(a netip.AddrPort) netip.AddrPort {
+// Voter returns whose vote it is when the node at a says how it sees us. A network of 256 public addresses has one vote, and
+// is returned without a port; each address that is not public has its own, with its port.
+func Voter(a netip.AddrPort) netip.AddrPort {
 	if !isPublic(a.Addr()) {
 		return a
 	}
@@ -46,7 +47,7 @@ func voterAt(a netip.AddrPort) netip.AddrPort {
 
 // add takes in that the node at from sees us at a.
 func (s *natSampler) add(now time.Time, from, a netip.AddrPort) {
-	voter := voterAt(from)
+	voter := Voter(from)
 	if i := slices.IndexFunc(s.votes, func(v natVote) bool { return v.voter == voter }); i >= 0 {
 		s.votes = slices.Delete(s.votes, i, i+1)
 	} else if len(s.votes) >= samplerSize {

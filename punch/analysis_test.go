@@ -71,6 +71,42 @@ func TestAnalysisOfFewSamples(t *testing.T) {
 	}
 }
 
+// One liar changes nothing, however many hosts of one network it has; and where there is only one network, it must do.
+func TestSurveyCountsNetworks(t *testing.T) {
+	a, b := netip.MustParseAddrPort("50.0.0.1:7"), netip.MustParseAddrPort("60.0.0.1:7")
+	type voice struct {
+		by   string
+		seen netip.AddrPort
+	}
+	for _, row := range []struct {
+		name  string
+		heard []voice
+		kind  dht.Firewall
+		first netip.AddrPort // of the addresses that are told to the peer
+	}{
+		{"a liar among four", []voice{{"1.0.0.1:1", b}, {"2.0.0.1:1", a}, {"3.0.0.1:1", a}, {"4.0.0.1:1", a}}, dht.FirewallConsistent, a},
+		{"a liar with four hosts", []voice{
+			{"1.0.0.1:1", b}, {"1.0.0.2:1", b}, {"1.0.0.3:1", b}, {"1.0.0.4:1", b}, {"2.0.0.1:1", a}, {"3.0.0.1:1", a}, {"4.0.0.1:1", a},
+		}, dht.FirewallConsistent, a},
+		{"two against two of one network", []voice{{"1.0.0.1:1", b}, {"1.0.0.2:1", b}, {"2.0.0.1:1", a}, {"3.0.0.1:1", a}}, dht.FirewallConsistent, a},
+		{"one network alone", []voice{{"1.0.0.1:1", a}, {"1.0.0.2:1", a}, {"1.0.0.3:1", a}}, dht.FirewallConsistent, a},
+		{"one network, to which each port differs", []voice{
+			{"1.0.0.1:1", a}, {"1.0.0.2:1", netip.AddrPortFrom(a.Addr(), 8)}, {"1.0.0.3:1", netip.AddrPortFrom(a.Addr(), 9)},
+		}, dht.FirewallRandom, netip.AddrPortFrom(a.Addr(), 0)},
+		{"a private network", []voice{{"10.0.0.1:1", a}, {"10.0.0.1:2", a}, {"10.0.0.1:3", a}}, dht.FirewallConsistent, a},
+	} {
+		s := newSurvey(time.Time{}, false, nil)
+		s.pending = len(row.heard)
+		for _, v := range row.heard {
+			s.pong(v.seen, netip.MustParseAddrPort(v.by))
+		}
+		s.advance(time.Time{})
+		if addrs := s.addresses(); !s.done || s.firewall != row.kind || len(addrs) == 0 || addrs[0] != row.first {
+			t.Errorf("%s: done %v, %v, %v; want %v, %v", row.name, s.done, s.firewall, addrs, row.kind, row.first)
+		}
+	}
+}
+
 func TestAnalysisIsBoundedAndCanBeFrozen(t *testing.T) {
 	var a analysis
 	for i := range 1000 {
@@ -188,7 +224,7 @@ func TestStrategies(t *testing.T) {
 func nodeList(n int) []netip.AddrPort {
 	var list []netip.AddrPort
 	for i := range n {
-		list = append(list, netip.AddrPortFrom(netip.AddrFrom4([4]byte{9, 9, 9, byte(i)}), 1))
+		list = append(list, netip.AddrPortFrom(netip.AddrFrom4([4]byte{9, 9, byte(i), 9}), 1))
 	}
 	return list
 }

@@ -352,7 +352,7 @@ func (c *client) answered(now time.Time, s *signal, p *payload, peer, self netip
 	if !ok || c.state == clientFailed { // too late to be of interest
 		return
 	}
-	c.survey.add(self, s.relay)
+	c.survey.vote(self, s.relay)
 	if p.round < c.heard { // a late answer to an early message
 		return
 	}

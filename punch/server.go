@@ -113,7 +113,7 @@ func (s *server) asked(now time.Time, r request, to, from netip.AddrPort) {
 		return
 	}
 	if to.IsValid() {
-		s.survey.add(to, from)
+		s.survey.vote(to, from)
 	}
 	if r.payload.round >= s.round {
 		s.round = r.payload.round

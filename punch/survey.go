@@ -2,6 +2,7 @@ package punch
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"omegatun/dht"
@@ -32,7 +33,13 @@ type survey struct {
 	more    time.Time // when to ask more
 	done    bool
 	repeats int // times that it began again
+
+	voters []netip.AddrPort // whose samples are in, see [dht.Voter]
+	spare  []testimony      // others of theirs: if there are too few, they must do
 }
+
+// testimony is how a node sees the socket.
+type testimony struct{ seen, by netip.AddrPort }
 
 // newSurvey starts a survey among nodes, the ones heard most recently first.
 func newSurvey(now time.Time, open bool, nodes []netip.AddrPort) survey {
@@ -45,7 +52,29 @@ func newSurvey(now time.Time, open bool, nodes []netip.AddrPort) survey {
 // pong takes an answer: the node at by sees the socket as seen.
 func (s *survey) pong(seen, by netip.AddrPort) {
 	s.pending--
-	s.add(seen, by)
+	s.vote(seen, by)
+}
+
+// vote takes in that the node at by sees the socket as seen. Each network has one vote, so that one liar, however many hosts it
+// has, is outvoted by the others.
+func (s *survey) vote(seen, by netip.AddrPort) {
+	if v := dht.Voter(by); !slices.Contains(s.voters, v) {
+		s.voters = append(s.voters, v)
+		s.add(seen, by)
+	} else if len(s.spare) < maxSamples {
+		s.spare = append(s.spare, testimony{seen, by})
+	}
+}
+
+// end decides by what there is.
+func (s *survey) end() {
+	if len(s.voters) == 1 && s.firewall == dht.FirewallUnknown && !s.frozen {
+		for _, t := range s.spare { // one network is better than none
+			s.add(t.seen, t.by)
+		}
+	}
+	s.conclude()
+	s.done = true
 }
 
 // miss takes note that the node at by did not answer. It is asked again when all others have been.
@@ -72,8 +101,7 @@ func (s *survey) advance(now time.Time) (ping []netip.AddrPort, wake time.Time) 
 		return nil, time.Time{}
 	case s.open, s.firewall == dht.FirewallConsistent, s.firewall == dht.FirewallRandom && len(s.by) > wantSamples,
 		s.pending == 0 && s.exhausted(), !now.Before(s.start.Add(surveyTime)):
-		s.conclude()
-		s.done = true
+		s.end()
 		return nil, time.Time{}
 	}
 	if !s.exhausted() && (s.pending == 0 || !now.Before(s.more)) {

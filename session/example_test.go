@@ -206,7 +206,7 @@ func ExampleHost_Dial() {
 		}),
 		ReadHeaderTimeout: 10 * time.Second,
 	}
-	go web.Serve(listener) //nolint:errcheck // ends with the listener
+	go web.Serve(listener) // ends with the listener
 	defer web.Close()
 	if err := listener.Announced(ctx); err != nil {
 		panic(err)
