@@ -7,10 +7,10 @@ const burstSize = 64
 
 // Burst hands a node datagrams that arrived together, as one system call brings them: they are handled under one
 // lock, at one time, and what is sent in consequence leaves together, see [BatchSocket]. It belongs to one
-// goroutine. The zero value is not usable: see [Node.NewBurst].
+// goroutine, and may be used again after Flush. The zero value is not usable: see [Node.NewBurst].
 type Burst struct {
-	n *Node
-	d []datagram
+	n   *Node
+	out *outbox // holds the datagrams; nil: there are none
 }
 
 // datagram is one that came in.
@@ -20,8 +20,8 @@ type datagram struct {
 	from netip.AddrPort
 }
 
-// NewBurst returns an empty Burst for n.
-func (n *Node) NewBurst() *Burst { return &Burst{n: n} }
+// NewBurst returns an empty Burst for n. It takes no memory of its own.
+func (n *Node) NewBurst() Burst { return Burst{n: n} }
 
 // Receive takes in a datagram, as [Node.Receive] does, but leaves it for Flush. b must not change until then. A
 // Burst that is full is flushed first.
@@ -29,24 +29,27 @@ func (u *Burst) Receive(s Socket, b []byte, from netip.AddrPort) {
 	if !isPacket(b, from) {
 		return
 	}
-	if len(u.d) == burstSize {
+	if u.out != nil && len(u.out.received) == burstSize {
 		u.Flush()
 	}
-	u.d = append(u.d, datagram{sock: s, b: b, from: from})
+	if u.out == nil {
+		u.out = outboxes.Get().(*outbox)
+	}
+	u.out.received = append(u.out.received, datagram{sock: s, b: b, from: from})
 }
 
 // Flush has the node handle what was received, in that order. It does not wait for anything.
 func (u *Burst) Flush() {
-	if len(u.d) == 0 {
+	if u.out == nil {
 		return
 	}
-	n := u.n
+	n, out := u.n, u.out
+	u.out = nil
 	n.mu.Lock()
+	n.out = out
 	now := n.clock.Now()
-	for _, d := range u.d {
+	for _, d := range out.received {
 		n.receive(now, d.sock, d.b, unmap(d.from))
 	}
 	n.unlock()
-	clear(u.d)
-	u.d = u.d[:0]
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -26,13 +27,15 @@ type batchSocket struct {
 // plainSocket is a batchSocket that is given one datagram at a time.
 type plainSocket struct {
 	local netip.AddrPort
+
+	mu    sync.Mutex // guards calls
 	calls [][]sentDatagram
 }
 
 func (s *plainSocket) LocalAddr() netip.AddrPort { return s.local }
 
 func (s *plainSocket) Send(b []byte, to netip.AddrPort) error {
-	s.calls = append(s.calls, []sentDatagram{{slices.Clone(b), to}})
+	s.keep([]sentDatagram{{slices.Clone(b), to}})
 	return nil
 }
 
@@ -45,12 +48,20 @@ func (s *batchSocket) SendTo(b [][]byte, to []netip.AddrPort) (err error) {
 		}
 		call = append(call, sentDatagram{slices.Clone(b[i]), to[i]})
 	}
-	s.calls = append(s.calls, call)
+	s.keep(call)
 	return err
+}
+
+func (s *plainSocket) keep(call []sentDatagram) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.calls = append(s.calls, call)
 }
 
 // take returns the calls since it was last called.
 func (s *plainSocket) take() [][]sentDatagram {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	calls := s.calls
 	s.calls = nil
 	return calls
@@ -158,7 +169,7 @@ func TestBurstOnBothSocketsKeepsTheOrderOfEach(t *testing.T) {
 	u := burstNode(t, client, server, nil).NewBurst()
 	u.ask(server, 0, 4, request{command: cmdPing})
 	u.ask(client, 100, 4, request{command: cmdPing})
-	u.ask(server, 4, 1, request{command: cmdPing}) // alone: by Send
+	u.ask(server, 4, 1, request{command: cmdPing})
 	u.Flush()
 	wantAnswers(t, slices.Concat(server.take()...), 0, 5)
 	wantAnswers(t, slices.Concat(client.take()...), 100, 4)
@@ -256,6 +267,7 @@ func TestBurstKeepsNothingOfTheDatagrams(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(2 * time.Second)
+		synctest.Wait()
 		got := slices.Concat(server.take()...)
 		slices.SortFunc(got, func(a, b sentDatagram) int { return int(a.b[2]) - int(b.b[2]) })
 		wantAnswers(t, got, 1, 3)

@@ -28,6 +28,8 @@ type outbox struct {
 	closer  []netip.AddrPort // scratch: their addresses
 	in      incoming         // scratch: the request being answered
 
+	received []datagram // of a Burst
+
 	datagrams [][]byte // of a run for SendTo
 	to        []netip.AddrPort
 }
@@ -100,7 +102,7 @@ func (o *outbox) do(failed func(to netip.AddrPort, err error)) {
 
 // send sends a run of datagrams that leave by the same socket.
 func (o *outbox) send(run []effect, failed func(to netip.AddrPort, err error)) {
-	if s, ok := run[0].sock.(BatchSocket); ok && len(run) > 1 {
+	if s, ok := run[0].sock.(BatchSocket); ok {
 		for _, e := range run {
 			o.datagrams, o.to = append(o.datagrams, e.b), append(o.to, e.to)
 		}
@@ -121,6 +123,8 @@ func (o *outbox) send(run []effect, failed func(to netip.AddrPort, err error)) {
 // reset forgets everything, and memory beyond what is usually needed.
 func (o *outbox) reset() {
 	clear(o.effects)
+	clear(o.received)
+	o.received = o.received[:0]
 	clear(o.nodes[:cap(o.nodes)])
 	o.in = incoming{}
 	o.effects, o.arena, o.value, o.nodes = o.effects[:0], o.arena[:0], o.value[:0], o.nodes[:0]

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"omegatun/dht"
 	"omegatun/session/beacon"
 	"omegatun/session/relay"
 	"omegatun/session/tunnel"
@@ -22,7 +23,8 @@ const (
 
 // serve receives from a socket until it is closed, and hands each datagram to the part it belongs to.
 func (h *Host) serve(s Socket) {
-	in := inbound{host: h}
+	burst := h.node.NewBurst()
+	in := inbound{host: h, burst: &burst}
 	if h.relayServer != nil {
 		in.relayed = h.relayServer.NewBatch()
 	}
@@ -40,6 +42,7 @@ func (h *Host) serve(s Socket) {
 			h.dispatch(s, b, from, &in, now)
 		}
 		in.end()
+		burst.Flush()
 		if in.relayed != nil {
 			in.relayed.Flush()
 		}
@@ -68,7 +71,11 @@ func (h *Host) dispatch(s Socket, b []byte, from netip.AddrPort, in *inbound, no
 			h.mux.Receive(s, b, from)
 		}
 	case (b[0] == 0x03 || b[0] == 0x13) && from.Addr().Is4():
-		h.node.Receive(s, b, from)
+		if in.burst != nil {
+			in.burst.Receive(s, b, from)
+		} else {
+			h.node.Receive(s, b, from)
+		}
 	default:
 		h.dropped.Add(1)
 	}
@@ -179,6 +186,7 @@ type inbound struct {
 	from  netip.AddrPort
 	index uint32 // that named the link
 
+	burst   *dht.Burst   // messages of the DHT; nil: they are handled one by one
 	relayed *relay.Batch // packets that are relayed; nil: the Host is no relay
 }
 

@@ -8,8 +8,10 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -17,12 +19,17 @@ import (
 	"omegatun/cmd/omegatun/internal/daemon"
 	"omegatun/cmd/omegatun/internal/exit"
 	"omegatun/dht"
-	"omegatun/dht/key"
 	"omegatun/session"
 )
 
-// maxNodes is how many nodes one process runs at most.
-const maxNodes = 1000
+const (
+	maxNodes   = 1000        // that one process runs at most
+	watchEvery = time.Second // between looks at whether a node has become a member
+
+	// nodeGCPercent is by how much of what is in use garbage may add to it. A node answers without making garbage, and what
+	// little the rest makes is collected quickly: it is memory that counts.
+	nodeGCPercent = 25
+)
 
 func newNode(e *env) *cobra.Command {
 	var n nodeFlags
@@ -79,7 +86,7 @@ func (e *env) node(ctx context.Context, flags nodeFlags) error {
 		return err
 	}
 	first := e.bootstrapsItself()
-	cfg := session.Config{Logger: e.log()}
+	cfg := session.NodeConfig{Logger: e.log()}
 	if flags.nodes < 1 || flags.nodes > maxNodes {
 		return exit.New(exit.Usage, "--nodes must be between 1 and %d", maxNodes)
 	}
@@ -112,7 +119,13 @@ func (e *env) node(ctx context.Context, flags nodeFlags) error {
 		cfg.DHT.Mode = dht.Persistent
 	}
 
-	r := nodeRunner{env: e}
+	defer debug.SetGCPercent(debug.SetGCPercent(nodeGCPercent))
+	all, err := session.NewNodes()
+	if err != nil {
+		return exit.New(exit.Other, "cannot start: %w", err)
+	}
+	r := nodeRunner{env: e, all: all}
+	defer r.close()
 	defer r.wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -128,6 +141,7 @@ func (e *env) node(ctx context.Context, flags nodeFlags) error {
 	notifyMetrics(signals)
 	defer signal.Stop(signals)
 	r.wg.Go(func() { r.printMetrics(ctx, signals) })
+	r.wg.Go(func() { r.watch(ctx) })
 	for i := range flags.nodes {
 		node := cfg
 		if node.Port = flags.port; node.Port != 0 {
@@ -141,6 +155,7 @@ func (e *env) node(ctx context.Context, flags nodeFlags) error {
 			cfg.DHT.Bootstrap = []string{addr.String()}
 		}
 	}
+	debug.FreeOSMemory() // what starting took
 	<-ctx.Done()
 	return nil
 }
@@ -148,16 +163,16 @@ func (e *env) node(ctx context.Context, flags nodeFlags) error {
 // nodeRunner runs nodes, and prints what becomes of them.
 type nodeRunner struct {
 	env *env
+	all *session.Nodes
 	wg  sync.WaitGroup
 
 	mu    sync.Mutex // guards stdout and the fields below
-	hosts []*session.Host
+	nodes []*session.Node
 }
 
 // start runs a node until ctx ends, and returns its address when it is ready. public, if it is valid, is the address
 // at which others reach the machine.
-func (r *nodeRunner) start(ctx context.Context, cfg session.Config, public netip.Addr) (netip.AddrPort, error) {
-	cfg.Identity = key.Generate() // nobody is told; it only cannot be without
+func (r *nodeRunner) start(ctx context.Context, cfg session.NodeConfig, public netip.Addr) (netip.AddrPort, error) {
 	alone := cfg.DHT.Bootstrap != nil && len(cfg.DHT.Bootstrap) == 0
 	if public.IsValid() && cfg.Port == 0 {
 		port, err := freePort(cfg.Addr)
@@ -169,52 +184,64 @@ func (r *nodeRunner) start(ctx context.Context, cfg session.Config, public netip
 	if public.IsValid() {
 		cfg.DHT.PublicAddr = netip.AddrPortFrom(public, cfg.Port)
 	}
-	h, err := daemon.Open(cfg, nil)
+	h, err := daemon.OpenNode(r.all, cfg)
 	if err != nil {
 		return netip.AddrPort{}, err
 	}
 	if !alone {
-		err = daemon.Join(ctx, h, cfg.DHT.Bootstrap)
+		err = daemon.Join(ctx, h.Node(), cfg.DHT.Bootstrap)
 	} else {
 		err = h.Ready(ctx)
 	}
 	if err != nil {
 		return netip.AddrPort{}, errors.Join(err, h.Close())
 	}
-	r.mu.Lock()
-	r.hosts = append(r.hosts, h)
-	r.mu.Unlock()
 	r.tell("ready", h)
-	r.wg.Go(func() {
-		r.watch(ctx, h)
-		if err := h.Close(); err != nil {
-			r.env.log().Warn("closing a node", "error", err)
-		}
-	})
-	return nodeAddr(h), nil
+	r.mu.Lock()
+	r.nodes = append(r.nodes, h)
+	r.mu.Unlock()
+	return nodeAddr(h.Node(), h.Addr()), nil
 }
 
-// watch prints when the node becomes a member, until ctx ends.
-func (r *nodeRunner) watch(ctx context.Context, h *session.Host) {
-	persistent := false
+// watch prints when nodes become members, until ctx ends. A look each second costs less than a goroutine for each.
+func (r *nodeRunner) watch(ctx context.Context) {
+	members := make(map[*session.Node]bool)
+	ticker := time.NewTicker(watchEvery)
+	defer ticker.Stop()
 	for {
-		changed := h.Node().Changes()
-		if now := h.Node().Info().Persistent; now != persistent {
-			if persistent = now; now {
-				r.tell("persistent", h)
+		r.mu.Lock()
+		nodes := r.nodes // it only grows
+		r.mu.Unlock()
+		for _, n := range nodes {
+			if now := n.Node().Info().Persistent; now != members[n] {
+				if members[n] = now; now {
+					r.tell("persistent", n)
+				}
 			}
 		}
 		select {
-		case <-changed:
+		case <-ticker.C:
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
+// close stops all nodes.
+func (r *nodeRunner) close() {
+	for _, n := range r.nodes {
+		if err := n.Close(); err != nil {
+			r.env.log().Warn("closing a node", "error", err)
+		}
+	}
+	if err := r.all.Close(); err != nil {
+		r.env.log().Warn("closing sockets", "error", err)
+	}
+}
+
 // tell tells of a node: a line for its readiness, an object for everything with --json.
-func (r *nodeRunner) tell(event string, h *session.Host) {
-	addr := nodeAddr(h)
+func (r *nodeRunner) tell(event string, h *session.Node) {
+	addr := nodeAddr(h.Node(), h.Addr())
 	text := ""
 	if event == "ready" {
 		text = fmt.Sprintf("ready %v\n", addr)
@@ -241,13 +268,13 @@ type nodeEvent struct {
 	ID     string     `json:"id"` // hex
 }
 
-// nodeAddr returns the address at which others see the node, as far as it is known.
-func nodeAddr(h *session.Host) netip.AddrPort {
-	if a, ok := h.Node().RemoteAddr(); ok {
+// nodeAddr returns the address at which others see a node whose server socket has the address local, as far as it is
+// known.
+func nodeAddr(n *dht.Node, local netip.AddrPort) netip.AddrPort {
+	if a, ok := n.RemoteAddr(); ok {
 		return a
 	}
-	local := h.Addr()
-	if host := h.Node().Info().Host; host.IsValid() {
+	if host := n.Info().Host; host.IsValid() {
 		return netip.AddrPortFrom(host, local.Port())
 	}
 	return local

@@ -46,8 +46,8 @@ type nodeMetrics struct {
 	SentBytes     uint64 `json:"sent_bytes"`
 }
 
-func metricsOf(h *session.Host) nodeMetrics {
-	addr, i, s := nodeAddr(h), h.Node().Info(), h.Node().Stats()
+func metricsOf(h *session.Node) nodeMetrics {
+	addr, i, s := nodeAddr(h.Node(), h.Addr()), h.Node().Info(), h.Node().Stats()
 	return nodeMetrics{
 		Schema: control.Schema, Event: "metrics", Host: addr.Addr(), Port: addr.Port(), ID: i.ID.String(),
 		Persistent: i.Persistent, Online: i.Online, Degraded: i.Degraded, NAT: i.NAT.String(),
@@ -159,10 +159,10 @@ func (r *nodeRunner) serveMetrics(ctx context.Context, l net.Listener) {
 // metrics returns the numbers of all nodes, in the order in which they were started.
 func (r *nodeRunner) metrics() []nodeMetrics {
 	r.mu.Lock()
-	hosts := r.hosts
+	nodes := r.nodes
 	r.mu.Unlock()
-	list := make([]nodeMetrics, len(hosts))
-	for i, h := range hosts {
+	list := make([]nodeMetrics, len(nodes))
+	for i, h := range nodes {
 		list[i] = metricsOf(h)
 	}
 	return list

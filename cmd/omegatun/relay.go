@@ -147,7 +147,7 @@ func (e *env) relayAt(ctx context.Context, st *station, admits func(key.Public) 
 	if err := l.Announced(ctx); err != nil {
 		return err
 	}
-	addr := nodeAddr(st.host)
+	addr := nodeAddr(st.host.Node(), st.host.Addr())
 	k := st.key.Public()
 	err = e.print(
 		object{"event": "relaying", "key": k, "host": addr.Addr(), "port": addr.Port()}, fmt.Sprintf("relaying %s\n", k))

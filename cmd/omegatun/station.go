@@ -75,7 +75,7 @@ func (e *env) enter(ctx context.Context, cfg session.Config, c *config.Config, d
 	if err != nil {
 		return nil, err
 	}
-	if err := daemon.Join(ctx, h, bootstrap); err != nil {
+	if err := daemon.Join(ctx, h.Node(), bootstrap); err != nil {
 		return nil, errors.Join(err, h.Close())
 	}
 	return h, nil

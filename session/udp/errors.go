@@ -17,6 +17,7 @@ var (
 	ErrDestination = errors.New("not a destination for this socket")
 
 	errTTL     = errors.New("TTL is not within 1 to 255")
+	errHub     = errors.New("udp: a Hub receives from this socket")
 	errSegment = errors.New("segment size is not positive")
 )
 

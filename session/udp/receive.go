@@ -13,8 +13,15 @@ const receiveTries = 100
 
 // Receive waits for at least one datagram and fills b with those that are there. What b held before is gone. It
 // allocates nothing. It returns net.ErrClosed once c is closed; any other error means that the socket is broken.
-// Only one goroutine at a time may be in Receive.
+// Only one goroutine at a time may be in Receive. It fails if c is in a [Hub].
 func (c *Conn) Receive(b *Batch) error {
+	if c.hubbed {
+		return errHub
+	}
+	return c.receive(b)
+}
+
+func (c *Conn) receive(b *Batch) error {
 	b.reset()
 	for tries := 1; ; {
 		var err error

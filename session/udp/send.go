@@ -17,6 +17,11 @@ func (c *Conn) SendSegments(b []byte, segment int, to netip.AddrPort) error {
 	return c.sendSegments(b, segment, to, nil)
 }
 
+// SendTo sends b[i] to to[i] for each i, in that order; both have the same length. What goes to one address in a row is
+// sent as SendBatch does, and the datagrams are as independent of each other. It waits while the socket's send buffer is
+// full, keeps nothing of b and to, and allocates nothing unless it fails.
+func (c *Conn) SendTo(b [][]byte, to []netip.AddrPort) error { return c.sendToAll(b, to, nil) }
+
 // SendTTL sends one datagram with a time to live (IPv6: hop limit) of its own, 1 to 255. Other datagrams, sent meanwhile
 // from other goroutines, keep theirs. Else it is like Send.
 func (c *Conn) SendTTL(b []byte, to netip.AddrPort, ttl int) error { return c.sendTTL(b, to, ttl, nil) }
@@ -58,6 +63,11 @@ func (s *Source) Send(b []byte, to netip.AddrPort) error { return s.c.send(b, to
 // SendBatch is Conn.SendBatch from the source address.
 func (s *Source) SendBatch(b [][]byte, to netip.AddrPort) error {
 	return s.c.sendBatch(b, to, s.control)
+}
+
+// SendTo is Conn.SendTo from the source address.
+func (s *Source) SendTo(b [][]byte, to []netip.AddrPort) error {
+	return s.c.sendToAll(b, to, s.control)
 }
 
 // SendSegments is Conn.SendSegments from the source address.
@@ -109,6 +119,9 @@ func (c *Conn) sendOne(b []byte, to netip.AddrPort, control []byte) error {
 }
 
 func (c *Conn) write(b []byte, to netip.AddrPort, control []byte) error {
+	if c.udp == nil {
+		return c.sendRaw(b, to, control)
+	}
 	var err error
 	if len(control) == 0 {
 		_, err = c.udp.WriteToUDPAddrPort(b, to)
@@ -133,6 +146,20 @@ func (c *Conn) sendBatch(b [][]byte, to netip.AddrPort, control []byte) error {
 	var first error
 	for _, d := range b {
 		if err := c.send(d, to, control); err != nil && first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+func (c *Conn) sendToAll(b [][]byte, to []netip.AddrPort, control []byte) error {
+	to = to[:len(b)]
+	if c.has(FeatureBatch) {
+		return c.sendTo(b, to, control)
+	}
+	var first error
+	for i, d := range b {
+		if err := c.send(d, to[i], control); err != nil && first == nil {
 			first = err
 		}
 	}

@@ -13,20 +13,23 @@ const (
 	sendIovecs   = 256 // for all of them
 )
 
-// sender builds the messages of one SendBatch and sends them. Conn keeps some for reuse.
+// sender builds the messages of one SendBatch or SendTo and sends them. Conn keeps some for reuse.
 type sender struct {
 	c       *Conn
-	to      netip.AddrPort
-	control []byte // for every message: the source address
-	segment bool   // trains are allowed
-	first   error  // the first error
-	limit   int    // datagrams of this size were found to be too large; 0: none yet
+	to      netip.AddrPort // of what is added now
+	base    int            // messages from here on go there
+	control []byte         // for every message: the source address
+	segment bool           // trains are allowed
+	first   error          // the first error
+	limit   int            // datagrams of this size to limitTo were found to be too large; 0: none yet
+	limitTo netip.AddrPort
 
-	name    sockaddr
+	name    sockaddr // to
 	nameLen uint32
 	zones   zoneCache
 	n       int // messages built
 	iov     int // iovecs used
+	names   [sendMessages]sockaddr
 	trains  [sendMessages]train
 	headers [sendMessages]mmsghdr
 	iovecs  [sendIovecs]unix.Iovec
@@ -42,6 +45,7 @@ type sender struct {
 
 // train is a message under construction, or a finished one.
 type train struct {
+	to      netip.AddrPort
 	segment int // bytes of each datagram
 	size    int // bytes of all
 	count   int // datagrams
@@ -52,8 +56,8 @@ type train struct {
 	closed  bool    // nothing may follow: the last datagram is shorter
 }
 
-func newSender(c *Conn) *sender {
-	s := &sender{c: c}
+func newSender() *sender {
+	s := &sender{}
 	s.attempt = s.send
 	s.try = func(fd uintptr) { s.send(fd) }
 	return s
@@ -61,9 +65,8 @@ func newSender(c *Conn) *sender {
 
 // sendTrains sends the datagrams of batch, or else b cut into segment bytes each.
 func (c *Conn) sendTrains(batch [][]byte, b []byte, segment int, to netip.AddrPort, control []byte) error {
-	s := c.senders.Get().(*sender)
-	s.to, s.control, s.segment, s.first, s.limit = to, control, c.has(FeatureSegment), nil, 0
-	s.nameLen = setSockaddr(&s.name, to, &s.zones)
+	s := c.sender(control)
+	s.setTo(to)
 	for _, d := range batch {
 		s.add(d)
 	}
@@ -72,26 +75,67 @@ func (c *Conn) sendTrains(batch [][]byte, b []byte, segment int, to netip.AddrPo
 		s.add(b[:n])
 		b = b[n:]
 	}
+	return s.finish()
+}
+
+// sendTo sends each datagram of b to the address in to.
+func (c *Conn) sendTo(b [][]byte, to []netip.AddrPort, control []byte) error {
+	s := c.sender(control)
+	valid := false
+	for i, d := range b {
+		if i == 0 || to[i] != to[i-1] {
+			a, err := c.checked(to[i], len(d))
+			if valid = err == nil; valid {
+				s.setTo(a)
+			} else {
+				s.note(err)
+			}
+		} else if !valid {
+			c.counters.sendErrors.Add(1)
+		}
+		if valid {
+			s.add(d)
+		}
+	}
+	return s.finish()
+}
+
+// sender returns a sender for one call.
+func (c *Conn) sender(control []byte) *sender {
+	s := c.senders.Get().(*sender)
+	s.c, s.control, s.segment, s.first, s.limit = c, control, c.has(FeatureSegment), nil, 0
+	return s
+}
+
+// setTo makes to, which is checked, the destination of what is added from now on.
+func (s *sender) setTo(to netip.AddrPort) {
+	s.to, s.base = to, s.n
+	s.nameLen = setSockaddr(&s.name, to, &s.zones)
+}
+
+// finish sends what was added, gives s back and returns the first error.
+func (s *sender) finish() error {
 	s.flush()
-	err := s.first
-	s.first, s.control = nil, nil
+	c, err := s.c, s.first
+	s.c, s.first, s.control = nil, nil, nil
 	c.senders.Put(s)
 	return err
 }
 
 // add takes d into the train under construction, or starts another one.
 func (s *sender) add(d []byte) {
-	if s.n > 0 && s.segment && s.extend(&s.trains[s.n-1], d) {
+	if s.n > s.base && s.segment && s.extend(&s.trains[s.n-1], d) {
 		return
 	}
 	if s.n == sendMessages || s.iov == sendIovecs {
 		s.flush()
 	}
 	t := &s.trains[s.n]
-	*t = train{segment: len(d), size: len(d), count: 1, iov: s.iov, iovs: 1}
+	*t = train{to: s.to, segment: len(d), size: len(d), count: 1, iov: s.iov, iovs: 1}
 	h := &s.headers[s.n]
 	*h = mmsghdr{}
-	h.hdr.Name, h.hdr.Namelen = (*byte)(unsafe.Pointer(&s.name)), s.nameLen
+	s.names[s.n] = s.name
+	h.hdr.Name, h.hdr.Namelen = (*byte)(unsafe.Pointer(&s.names[s.n])), s.nameLen
 	h.hdr.Iov = &s.iovecs[s.iov]
 	h.hdr.SetIovlen(1)
 	s.setControl(s.n, s.control)
@@ -159,7 +203,7 @@ func (s *sender) flush() {
 		}
 	}
 	clear(s.iovecs[:s.iov]) // do not keep the caller's memory
-	s.n, s.iov = 0, 0
+	s.n, s.iov, s.base = 0, 0, 0
 }
 
 // call sends as many messages from s.at on as the kernel takes. It waits while the send buffer is full.
@@ -226,7 +270,7 @@ func (s *sender) refused(m int, errno unix.Errno) {
 		}
 	default:
 		for range t.count {
-			s.note(s.c.sendFailed(errno, t.segment, s.to))
+			s.note(s.c.sendFailed(errno, t.segment, t.to))
 		}
 	}
 }
@@ -244,17 +288,17 @@ func (s *sender) singly(t *train) bool {
 		for more := true; more; more = len(b) > 0 {
 			n := min(t.segment, len(b))
 			var err error
-			if s.limit != 0 && n >= s.limit {
-				err = s.c.sendFailed(unix.EMSGSIZE, n, s.to)
+			if s.limit != 0 && s.limitTo == t.to && n >= s.limit {
+				err = s.c.sendFailed(unix.EMSGSIZE, n, t.to)
 			} else {
-				err = s.c.sendOne(b[:n], s.to, s.control)
+				err = s.c.sendOne(b[:n], t.to, s.control)
 			}
 			if err != nil {
 				ok = false
 				s.note(err)
 			}
 			if errors.Is(err, ErrTooLarge) {
-				s.limit = n
+				s.limit, s.limitTo = n, t.to
 			}
 			b = b[n:]
 		}

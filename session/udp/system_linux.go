@@ -11,8 +11,9 @@ import (
 // system is what batches need. The functions are the kernel's; tests put others in their place.
 type system struct {
 	recvmmsg, sendmmsg mmsgFunc
-	senders            sync.Pool // of *sender
-	merging            bool      // UDP_GRO is on; the receiving goroutine's
+	senders            *sync.Pool // of *sender
+	member             *member    // nil: the socket is in no Hub
+	merging            bool       // UDP_GRO is on; the receiving goroutine's
 }
 
 // setOptions prepares a socket before it is bound.
@@ -56,7 +57,9 @@ func setBuffer(fd, force, plain, size int) {
 // start finds out what the kernel can do.
 func (c *Conn) start(cfg Config) {
 	c.recvmmsg, c.sendmmsg = recvmmsg, sendmmsg
-	c.senders.New = func() any { return newSender(c) }
+	if c.senders == nil {
+		c.senders = &sync.Pool{New: func() any { return newSender() }}
+	}
 	read, write := c.buffers()
 	// The kernel counts twice what it is asked for, to make up for its bookkeeping.
 	if read < 2*cfg.ReadBuffer || write < 2*cfg.WriteBuffer {
@@ -76,6 +79,19 @@ func (c *Conn) start(cfg Config) {
 		f |= FeatureMerge
 	}
 	c.features.Store(uint32(f &^ cfg.Disable))
+}
+
+// closeSocket closes the socket. It is called once.
+func (c *Conn) closeSocket() error {
+	if c.member != nil {
+		return c.member.close()
+	}
+	return c.udp.Close()
+}
+
+// sendRaw sends one datagram from a socket of a hub.
+func (c *Conn) sendRaw(b []byte, to netip.AddrPort, control []byte) error {
+	return c.member.send(b, to, control)
 }
 
 // buffers returns the sizes of the socket's buffers as the kernel counts them.

@@ -61,3 +61,11 @@ func (c *Conn) receiveMany(b *Batch) error { return c.receiveOne(b) }
 func (*Conn) sendTrains([][]byte, []byte, int, netip.AddrPort, []byte) error {
 	return errors.ErrUnsupported
 }
+
+// sendTo is not reached: FeatureBatch is never on.
+func (*Conn) sendTo([][]byte, []netip.AddrPort, []byte) error { return errors.ErrUnsupported }
+
+func (c *Conn) closeSocket() error { return c.udp.Close() }
+
+// sendRaw is not reached: every socket is the net package's.
+func (*Conn) sendRaw([]byte, netip.AddrPort, []byte) error { return errors.ErrUnsupported }

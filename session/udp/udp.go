@@ -89,6 +89,7 @@ type Conn struct {
 	raw      syscall.RawConn
 	local    netip.AddrPort
 	portable bool // only what the net package offers, from the start; never changes
+	hubbed   bool // it is in a Hub
 	log      *slog.Logger
 
 	features atomic.Uint32 // Features in use
@@ -107,23 +108,7 @@ type Conn struct {
 
 // Listen opens a socket. If the port is taken the error is an [*InUseError].
 func Listen(cfg Config) (*Conn, error) {
-	addr := netip.AddrPortFrom(cfg.Addr.Addr().Unmap(), cfg.Addr.Port())
-	if !addr.Addr().IsValid() {
-		addr = netip.AddrPortFrom(netip.IPv4Unspecified(), addr.Port())
-	}
-	if cfg.ReadBuffer == 0 {
-		cfg.ReadBuffer = DefaultReadBuffer
-	}
-	if cfg.WriteBuffer == 0 {
-		cfg.WriteBuffer = DefaultWriteBuffer
-	}
-	if cfg.NoOffload {
-		cfg.Disable |= FeatureSegment | FeatureMerge
-	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.New(slog.DiscardHandler)
-	}
-
+	addr := cfg.fill()
 	network := "udp4"
 	if addr.Addr().Is6() {
 		network = "udp6" // this sets IPV6_V6ONLY too
@@ -152,6 +137,27 @@ func Listen(cfg Config) (*Conn, error) {
 	return c, nil
 }
 
+// fill puts in the defaults, and returns the address to bind.
+func (cfg *Config) fill() netip.AddrPort {
+	addr := netip.AddrPortFrom(cfg.Addr.Addr().Unmap(), cfg.Addr.Port())
+	if !addr.Addr().IsValid() {
+		addr = netip.AddrPortFrom(netip.IPv4Unspecified(), addr.Port())
+	}
+	if cfg.ReadBuffer == 0 {
+		cfg.ReadBuffer = DefaultReadBuffer
+	}
+	if cfg.WriteBuffer == 0 {
+		cfg.WriteBuffer = DefaultWriteBuffer
+	}
+	if cfg.NoOffload {
+		cfg.Disable |= FeatureSegment | FeatureMerge
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	return addr
+}
+
 // LocalAddr returns the address that the socket is bound to, with the port that was found for it.
 func (c *Conn) LocalAddr() netip.AddrPort { return c.local }
 
@@ -160,7 +166,7 @@ func (c *Conn) Close() error {
 	if c.closed.Swap(true) {
 		return nil
 	}
-	return c.udp.Close()
+	return c.closeSocket()
 }
 
 func (c *Conn) has(f Features) bool { return Features(c.features.Load())&f == f }

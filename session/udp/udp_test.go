@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -582,6 +583,7 @@ func TestNothingIsAllocated(t *testing.T) {
 			src := a.From(netip.MustParseAddr("127.0.0.1"))
 			batch, to := datagrams(times(20, 1000, 10)...), z.LocalAddr()
 			flat := datagrams(20001)[0]
+			tos := slices.Repeat([]netip.AddrPort{to}, len(batch))
 			take := func(n int) {
 				for n > 0 {
 					if err := z.Receive(b); err != nil {
@@ -598,6 +600,7 @@ func TestNothingIsAllocated(t *testing.T) {
 				"Source.Send":  func() { _ = src.Send(batch[0], to); take(1) },
 				"SendBatch":    func() { _ = a.SendBatch(batch, to); take(len(batch)) },
 				"SendSegments": func() { _ = a.SendSegments(flat, 1000, to); take(21) },
+				"SendTo":       func() { _ = a.SendTo(batch, tos); take(len(batch)) },
 			} {
 				f()
 				if n := testing.AllocsPerRun(100, f); n != 0 {

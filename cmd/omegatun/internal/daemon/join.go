@@ -47,28 +47,43 @@ func Open(cfg session.Config, dir *state.Dir) (*session.Host, error) {
 		cfg.DHT.Nodes = nodes[:min(len(nodes), maxNodes)]
 	}
 	h, err := session.New(cfg)
-	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
-		return nil, exit.Wrap(exit.Other, err, "UDP port %d is in use already", cfg.Port).
-			WithTry("another port, or stop what has it: ss -ulpn sport = %d", cfg.Port)
-	case errors.Is(err, fs.ErrPermission):
-		return nil, exit.New(exit.Permission, "may not open UDP port %d: %w", cfg.Port, err).
-			WithTry("a port above 1023")
-	case err != nil:
-		return nil, exit.New(exit.Other, "cannot start: %w", err)
+	if err != nil {
+		return nil, openError(err, cfg.Port)
 	}
 	return h, nil
 }
 
-// Join waits until the node of h has entered the network. bootstrap is what h was configured with. If nobody answers,
-// the error is an [exit.Error] with the status Timeout.
-func Join(ctx context.Context, h *session.Host, bootstrap []string) error {
+// OpenNode starts a DHT node alone. Errors are [exit.Error]s. It does not wait for the network: [Join] does.
+func OpenNode(nodes *session.Nodes, cfg session.NodeConfig) (*session.Node, error) {
+	n, err := nodes.Open(cfg)
+	if err != nil {
+		return nil, openError(err, cfg.Port)
+	}
+	return n, nil
+}
+
+// openError tells why sockets could not be opened, of which one was to have the given port.
+func openError(err error, port uint16) *exit.Error {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return exit.Wrap(exit.Other, err, "UDP port %d is in use already", port).
+			WithTry("another port, or stop what has it: ss -ulpn sport = %d", port)
+	case errors.Is(err, fs.ErrPermission):
+		return exit.New(exit.Permission, "may not open UDP port %d: %w", port, err).
+			WithTry("a port above 1023")
+	}
+	return exit.New(exit.Other, "cannot start: %w", err)
+}
+
+// Join waits until n has entered the network. bootstrap is what n was configured with. If nobody answers, the error is
+// an [exit.Error] with the status Timeout.
+func Join(ctx context.Context, n *dht.Node, bootstrap []string) error {
 	waiting, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	if err := h.Ready(waiting); err != nil && ctx.Err() != nil {
+	if err := n.Ready(waiting); err != nil && ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if heard(h) {
+	if heard(n) {
 		return nil
 	}
 	asked := bootstrap
@@ -80,10 +95,8 @@ func Join(ctx context.Context, h *session.Host, bootstrap []string) error {
 			"in a network of your own: --bootstrap <host:port of one of its nodes>")
 }
 
-// heard reports whether the network answers h: nodes that are only remembered may be gone.
-func heard(h *session.Host) bool {
-	return h.Node().Stats().Answered > 0 && h.Node().Info().Online
-}
+// heard reports whether the network answers n: nodes that are only remembered may be gone.
+func heard(n *dht.Node) bool { return n.Stats().Answered > 0 && n.Info().Online }
 
 // load returns the list that dir keeps under that name, nil if it has none or it is damaged.
 func load[T any](dir *state.Dir, name string, log *slog.Logger) (list []T) {
@@ -100,7 +113,7 @@ func load[T any](dir *state.Dir, name string, log *slog.Logger) (list []T) {
 // Remember keeps the nodes that h has heard from last, and those that led to peers, for the next start. While h is offline,
 // what was kept before is better.
 func Remember(h *session.Host, dir *state.Dir, log *slog.Logger) {
-	if !heard(h) {
+	if !heard(h.Node()) {
 		return
 	}
 	save := func(name string, list any, empty bool) {

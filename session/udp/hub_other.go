@@ -1,0 +1,7 @@
+//go:build !linux
+
+package udp
+
+type hub struct{ portableHub }
+
+func (*hub) start() error { return nil }
