@@ -4,97 +4,113 @@
 // one process on loopback sockets, and processor time of an answer on one core.
 //
 //	go run ./scripts/dhtcost               # 1,000 nodes of each: ten minutes
-//	go run ./scripts/dhtcost -nodes 200    # two minutes
+//	go run ./scripts/dhtcost -nodes 200    # five minutes
 //
-// It needs node, and takes hyperdht from scripts/interop/node_modules, or has npm install it into a temporary folder.
+// What is measured is the command omegatun node, as it is built here, and a few lines of JavaScript that do the same
+// (nodes.js). Both are asked the same by the same program, on another core, and both are looked at from outside: by /proc,
+// and by the counters of a network namespace in which there is nothing else. It needs root or user namespaces; and node, and
+// takes hyperdht from scripts/interop/node_modules, or has npm install it into a temporary folder.
 package main
 
 import (
 	"bufio"
 	"bytes"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"log"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // cost is what was measured of one implementation.
 type cost struct {
-	Name     string  `json:"name"`
-	Nodes    int     `json:"nodes"`
-	Process  float64 `json:"process_kib"`           // resident, with one node
-	Node     float64 `json:"node_kib"`              // resident, of each further node
-	Idle     float64 `json:"idle_bytes_per_minute"` // sent by each node, without headers
-	IdleCPU  float64 `json:"idle_cpu_us_per_minute"`
-	PerSec   float64 `json:"find_node_per_second"` // answered on one core
-	FindNode float64 `json:"find_node_cpu_us"`     // processor time of an answer
-	FindPeer float64 `json:"find_peer_cpu_us"`
-	Ping     float64 `json:"ping_cpu_us"`
+	Name    string   `json:"name"`
+	Nodes   int      `json:"nodes"`
+	Process float64  `json:"process_kib"`           // resident, with one node
+	Node    float64  `json:"node_kib"`              // resident, of each further node
+	Idle    float64  `json:"idle_bytes_per_minute"` // sent by each node, without headers
+	IdleCPU float64  `json:"idle_cpu_us_per_minute"`
+	Answers []answer `json:"answers"`
 }
+
+// answer is what answering one kind of request costs, on one core.
+type answer struct {
+	Kind string `json:"kind"`
+	pattern
+	PerSecond float64 `json:"per_second"`
+	CPU       float64 `json:"cpu_us"`  // processor time of one
+	User      float64 `json:"user_us"` // of it, outside the kernel
+}
+
+// patterns are how requests come: few of many clients each, as in a network, and many of one.
+var patterns = []pattern{{64, 2}, {1, 128}}
+
+// workers is how many nodes there are while one of them answers.
+const workers = 30
+
+var kinds = []string{"ping", "find_node", "find_peer"}
 
 // implementation says how nodes are started.
 type implementation struct {
 	name    string
-	command []string
-	env     []string
+	command func(count int) []string
 }
 
 // child is nodes in a process of their own.
 type child struct {
 	cmd   *exec.Cmd
-	lines chan event
+	ready chan uint16 // ports, as the nodes become ready
 }
 
 type event struct {
-	Event string
-	Port  int
-	Bytes int64
+	Event string `json:"event"`
+	Port  uint16 `json:"port"`
 }
 
-func (im implementation) start(count int, core string) (*child, error) {
-	args := append([]string{}, im.command...)
+// start starts nodes, on one core if core is not empty, and returns once they are ready. port is the first one's.
+func (im implementation) start(count int, core string) (c *child, port uint16, err error) {
+	args := im.command(count)
 	if core != "" {
 		args = append([]string{"taskset", "-c", core}, args...)
 	}
-	c := &child{cmd: exec.Command(args[0], append(args[1:], strconv.Itoa(count))...), lines: make(chan event, 100)}
-	c.cmd.Env = append(os.Environ(), im.env...)
+	c = &child{cmd: exec.Command(args[0], args[1:]...), ready: make(chan uint16, count)}
 	c.cmd.Stderr = os.Stderr
 	out, err := c.cmd.StdoutPipe()
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	if err := c.cmd.Start(); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	go func() {
-		defer close(c.lines)
+		defer close(c.ready)
 		for s := bufio.NewScanner(out); s.Scan(); {
 			var e event
-			if json.Unmarshal(s.Bytes(), &e) == nil {
-				c.lines <- e
+			if json.Unmarshal(s.Bytes(), &e) == nil && e.Event == "ready" {
+				c.ready <- e.Port
 			}
 		}
 	}()
-	return c, nil
-}
-
-// want waits for an event.
-func (c *child) want(name string) (event, error) {
-	for e := range c.lines {
-		if e.Event == name {
-			return e, nil
+	for i := range count {
+		p, ok := <-c.ready
+		if !ok {
+			c.stop()
+			return nil, 0, fmt.Errorf("%s ended after %d of %d nodes", im.name, i, count)
+		}
+		if i == 0 {
+			port = p
 		}
 	}
-	return event{}, fmt.Errorf("%s ended before it was %q", c.cmd.Path, name)
+	return c, port, nil
 }
 
 func (c *child) stop() {
@@ -116,199 +132,287 @@ func (c *child) resident() (float64, error) {
 	return 0, errors.New("no VmRSS")
 }
 
-// cpu returns the processor time used so far.
-func (c *child) cpu() (time.Duration, error) {
+// cpu returns the processor time used so far, and what of it was used outside the kernel.
+func (c *child) cpu() (all, user time.Duration, err error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.cmd.Process.Pid))
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:])) // from field 3
-	var ticks int64
-	for _, s := range f[11:13] {
-		n, err := strconv.ParseInt(s, 10, 64)
-		if err != nil {
-			return 0, err
+	var ticks [2]int64
+	for i, s := range f[11:13] {
+		if ticks[i], err = strconv.ParseInt(s, 10, 64); err != nil {
+			return 0, 0, err
 		}
-		ticks += n
 	}
-	return time.Duration(ticks) * 10 * time.Millisecond, nil
+	const tick = 10 * time.Millisecond
+	return time.Duration(ticks[0]+ticks[1]) * tick, time.Duration(ticks[0]) * tick, nil
 }
 
-// Requests as on the wire: flags (4: of the RPC layer, 8: with a target, 16: with a value), command.
-var requests = map[string][2]byte{"ping": {4, 0}, "find_node": {4 | 8 | 16, 2}, "find_peer": {8 | 16, 2}}
-
-// load asks the node at port as fast as it answers. It returns how many answers there were.
-func load(port int, request [2]byte, d time.Duration) (int, error) {
-	conn, err := net.Dial("udp4", fmt.Sprintf("127.0.0.1:%d", port))
+// sent returns how many bytes of UDP payload the namespace has sent: what the loopback device carried, without headers.
+func sent() (int64, error) {
+	dev, err := os.ReadFile("/proc/net/dev")
 	if err != nil {
 		return 0, err
 	}
-	defer conn.Close()
-	const window = 32
-	q := append([]byte{3, request[0], 0, 0, 127, 0, 0, 1}, 0, 0, request[1])
-	if request[0]&8 != 0 {
-		q = append(q, make([]byte, 32)...)
-		pad := 84 - len(q) - 1
-		q = append(append(q, byte(pad)), make([]byte, pad)...)
+	snmp, err := os.ReadFile("/proc/net/snmp")
+	if err != nil {
+		return 0, err
 	}
-	tid := uint16(0)
-	ask := func() error {
-		tid++
-		binary.LittleEndian.PutUint16(q[2:], tid)
-		if request[0]&8 != 0 {
-			binary.BigEndian.PutUint16(q[11:], tid*40503) // another target each time
+	var size, packets int64 = -1, -1
+	for line := range strings.Lines(string(dev)) {
+		if f := strings.Fields(line); len(f) == 17 && f[0] == "lo:" {
+			size, err = strconv.ParseInt(f[9], 10, 64)
 		}
-		_, err := conn.Write(q)
-		return err
 	}
-	answers := 0
-	in := make([]byte, 2048)
-	flying := 0
-	for end := time.Now().Add(d); time.Now().Before(end); {
-		for flying < window {
-			if err := ask(); err != nil {
-				return 0, err
-			}
-			flying++
+	for line := range strings.Lines(string(snmp)) {
+		if f := strings.Fields(line); len(f) > 4 && f[0] == "Udp:" && f[4] != "OutDatagrams" {
+			packets, err = strconv.ParseInt(f[4], 10, 64)
 		}
-		_ = conn.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
-		if _, err := conn.Read(in); err != nil {
-			flying = 0 // lost
-			continue
-		}
-		flying--
-		answers++
 	}
-	return answers, nil
+	if err == nil && (size < 0 || packets < 0) {
+		err = errors.New("no counters of the network")
+	}
+	const headers = 14 + 20 + 8 // Ethernet, IPv4, UDP
+	return size - headers*packets, err
 }
 
-func (im implementation) measure(count int, idle, busy time.Duration) (cost, error) {
-	r := cost{Name: im.name, Nodes: count}
-	one, err := im.start(1, "")
+// rest measures the memory and the traffic of idle nodes.
+func (im implementation) rest(r *cost, idle time.Duration) error {
+	one, _, err := im.start(1, "")
 	if err != nil {
-		return r, err
+		return err
 	}
 	defer one.stop()
-	if _, err = one.want("ready"); err != nil {
-		return r, err
-	}
 	time.Sleep(5 * time.Second)
 	if r.Process, err = one.resident(); err != nil {
-		return r, err
+		return err
 	}
 	one.stop()
-	c, err := im.start(count, "")
+	c, _, err := im.start(r.Nodes, "")
 	if err != nil {
-		return r, err
+		return err
 	}
 	defer c.stop()
-	if _, err = c.want("ready"); err != nil {
-		return r, err
-	}
-	log.Printf("%s: %d nodes run", im.name, count)
+	log.Printf("%s: %d nodes run", im.name, r.Nodes)
 	time.Sleep(30 * time.Second) // it settles
-	for len(c.lines) > 0 {
-		<-c.lines
-	}
-	before, err := c.want("sent")
+	before, err := sent()
 	if err != nil {
-		return r, err
+		return err
 	}
-	used, err := c.cpu()
+	used, _, err := c.cpu()
 	if err != nil {
-		return r, err
+		return err
 	}
-	after := before
-	for began := time.Now(); time.Since(began) < idle; {
-		if after, err = c.want("sent"); err != nil {
-			return r, err
-		}
-	}
-	perMinute := idle.Minutes() * float64(count)
-	r.Idle = float64(after.Bytes-before.Bytes) / perMinute
-	now, err := c.cpu()
+	time.Sleep(idle)
+	after, err := sent()
 	if err != nil {
-		return r, err
+		return err
 	}
+	now, _, err := c.cpu()
+	if err != nil {
+		return err
+	}
+	perMinute := idle.Minutes() * float64(r.Nodes)
+	r.Idle = float64(after-before) / perMinute
 	r.IdleCPU = float64((now - used).Microseconds()) / perMinute
 	all, err := c.resident()
 	if err != nil {
-		return r, err
+		return err
 	}
-	r.Node = (all - r.Process) / float64(count-1)
-	c.stop()
-
-	few, err := im.start(30, "1")
-	if err != nil {
-		return r, err
-	}
-	defer few.stop()
-	e, err := few.want("ready")
-	if err != nil {
-		return r, err
-	}
-	go func() { // so that it does not wait for us
-		for range few.lines {
-		}
-	}()
-	for name, into := range map[string]*float64{"ping": &r.Ping, "find_node": &r.FindNode, "find_peer": &r.FindPeer} {
-		if _, err := load(e.Port, requests[name], busy/5); err != nil { // it warms up
-			return r, err
-		}
-		used, err := few.cpu()
-		if err != nil {
-			return r, err
-		}
-		answers, err := load(e.Port, requests[name], busy)
-		if err != nil {
-			return r, err
-		}
-		now, err := few.cpu()
-		if err != nil {
-			return r, err
-		}
-		if answers == 0 {
-			return r, fmt.Errorf("%s: no answer to %s", im.name, name)
-		}
-		*into = float64((now - used).Microseconds()) / float64(answers)
-		if name == "find_node" {
-			r.PerSec = float64(answers) / busy.Seconds()
-		}
-	}
-	return r, nil
+	r.Node = (all - r.Process) / float64(r.Nodes-1)
+	return nil
 }
 
-// modules returns a folder with hyperdht in it, and what removes it.
-func modules() (dir string, remove func(), err error) {
-	dir, err = filepath.Abs("scripts/interop/node_modules")
+// work measures what answers cost.
+func (im implementation) work(count int, kinds []string, busy time.Duration) (answers []answer, err error) {
+	c, port, err := im.start(count, "1")
 	if err != nil {
-		return "", nil, err
+		return nil, err
+	}
+	defer c.stop()
+	for _, p := range patterns {
+		for _, kind := range kinds {
+			if _, err := ask(port, kind, p, busy/5); err != nil { // it warms up
+				return nil, err
+			}
+			before, userBefore, err := c.cpu()
+			if err != nil {
+				return nil, err
+			}
+			count, err := ask(port, kind, p, busy)
+			if err != nil {
+				return nil, err
+			}
+			after, userAfter, err := c.cpu()
+			if err != nil {
+				return nil, err
+			}
+			if count == 0 {
+				return nil, fmt.Errorf("%s: no answer to %s", im.name, kind)
+			}
+			answers = append(answers, answer{
+				Kind: kind, pattern: p, PerSecond: float64(count) / busy.Seconds(),
+				CPU:  float64((after - before).Microseconds()) / float64(count),
+				User: float64((userAfter - userBefore).Microseconds()) / float64(count),
+			})
+		}
+	}
+	log.Printf("%s: answers measured", im.name)
+	return answers, nil
+}
+
+// ask has a process on the other core load the node at port. It returns how many answers there were.
+func ask(port uint16, kind string, p pattern, d time.Duration) (int64, error) {
+	cmd := exec.Command("taskset", "-c", "0", self(), "-load", kind, "-port", strconv.Itoa(int(port)),
+		"-clients", strconv.Itoa(p.Clients), "-window", strconv.Itoa(p.Window), "-busy", d.String())
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return 0, err
+	}
+	var r struct{ Answers int64 }
+	err = json.Unmarshal(out, &r)
+	return r.Answers, err
+}
+
+// self returns the path of this program.
+func self() string {
+	path, err := os.Executable()
+	if err != nil {
+		log.Fatal(err) // Linux knows it
+	}
+	return path
+}
+
+// modules returns a folder with hyperdht in it. What is installed goes to tmp.
+func modules(tmp string) (string, error) {
+	dir, err := filepath.Abs("scripts/interop/node_modules")
+	if err != nil {
+		return "", err
 	}
 	if _, err := os.Stat(filepath.Join(dir, "hyperdht")); err == nil {
-		return dir, func() {}, nil
+		return dir, nil
 	}
-	tmp, err := os.MkdirTemp("", "dhtcost")
-	if err != nil {
-		return "", nil, err
-	}
-	remove = func() { _ = os.RemoveAll(tmp) }
 	for _, name := range []string{"package.json", "package-lock.json"} {
 		b, err := os.ReadFile(filepath.Join("scripts/interop", name))
 		if err == nil {
 			err = os.WriteFile(filepath.Join(tmp, name), b, 0o644)
 		}
 		if err != nil {
-			remove()
-			return "", nil, fmt.Errorf("run this at the top of the repository: %w", err)
+			return "", fmt.Errorf("run this at the top of the repository: %w", err)
 		}
 	}
 	npm := exec.Command("npm", "ci", "--no-audit", "--no-fund", "--loglevel=error")
 	npm.Dir, npm.Stdout, npm.Stderr = tmp, os.Stderr, os.Stderr
 	if err := npm.Run(); err != nil {
-		remove()
-		return "", nil, fmt.Errorf("npm ci: %w", err)
+		return "", fmt.Errorf("npm ci: %w", err)
 	}
-	return filepath.Join(tmp, "node_modules"), remove, nil
+	return filepath.Join(tmp, "node_modules"), nil
+}
+
+// outside prepares what is measured, and has this program measure it in a network namespace of its own.
+func outside() error {
+	tmp, err := os.MkdirTemp("", "dhtcost")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	dir, err := modules(tmp)
+	if err != nil {
+		return err
+	}
+	program := filepath.Join(tmp, "omegatun")
+	build := exec.Command("go", "build", "-buildvcs=false", "-o", program, "./cmd/omegatun")
+	build.Stderr = os.Stderr
+	if err := build.Run(); err != nil {
+		return fmt.Errorf("go build: %w", err)
+	}
+	cmd := exec.Command(self(), append([]string{"-inside", program}, os.Args[1:]...)...)
+	cmd.Env = append(os.Environ(), "NODE_PATH="+dir)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	if os.Geteuid() != 0 {
+		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
+	}
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("in a network namespace: %w", err)
+	}
+	return nil
+}
+
+// loopbackUp brings the namespace's loopback device up.
+func loopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	req, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	req.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req)
+}
+
+// inside measures.
+func inside(program string, count int, idle, busy time.Duration) (all []cost, err error) {
+	if err := loopbackUp(); err != nil {
+		return nil, fmt.Errorf("loopback device: %w", err)
+	}
+	for _, im := range []implementation{
+		{"omegatun", func(count int) []string {
+			return []string{
+				program, "node", "--bootstrap", "--host", "127.0.0.1", "--nodes", strconv.Itoa(count), "--persistent", "--json",
+			}
+		}},
+		{"hyperdht", func(count int) []string {
+			return []string{"node", "scripts/dhtcost/nodes.js", strconv.Itoa(count)}
+		}},
+	} {
+		r := cost{Name: im.name, Nodes: count}
+		if err := im.rest(&r, idle); err != nil {
+			return nil, err
+		}
+		if r.Answers, err = im.work(workers, kinds, busy); err != nil {
+			return nil, err
+		}
+		all = append(all, r)
+	}
+	kernel := implementation{"kernel", func(int) []string { return []string{self(), "-echo"} }}
+	r := cost{Name: kernel.name}
+	if r.Answers, err = kernel.work(1, kinds[:1], busy); err != nil {
+		return nil, err
+	}
+	return append(all, r), nil
+}
+
+// table prints what was measured.
+func table(all []cost) {
+	g, j, kernel := all[0], all[1], all[2]
+	fmt.Printf("%-44s %12s %12s %8s %8s\n", fmt.Sprintf("%d nodes in a process", g.Nodes), g.Name, "npm "+j.Name, "ratio", "echo")
+	row := func(name string, a, b float64) { fmt.Printf("%-44s %12.1f %12.1f %7.1fx", name, a, b, b/a) }
+	line := func(name string, a, b float64) { row(name, a, b); fmt.Println() }
+	line("memory of a node, KiB", g.Node, j.Node)
+	line("memory of a process with one, KiB", g.Process, j.Process)
+	line("idle, bytes sent a minute", g.Idle, j.Idle)
+	line("idle, CPU us a minute", g.IdleCPU, j.IdleCPU)
+	for i, a := range g.Answers {
+		b := j.Answers[i]
+		if i%len(kinds) == 0 {
+			fmt.Printf("on one core, clients x requests in flight: %v\n", a.pattern)
+		}
+		row("  CPU us of a "+strings.ToUpper(a.Kind), a.CPU, b.CPU)
+		if i%len(kinds) == 0 {
+			fmt.Printf(" %8.1f", kernel.Answers[i/len(kinds)].CPU)
+		}
+		fmt.Println()
+		line("    outside the kernel", a.User, b.User)
+		fmt.Printf("%-44s %12.0f %12.0f %7.1fx\n", "    answers a second", a.PerSecond, b.PerSecond, a.PerSecond/b.PerSecond)
+	}
 }
 
 func run() error {
@@ -318,39 +422,29 @@ func run() error {
 	busy := flag.Duration("busy", 10*time.Second, "how long each kind of request is sent")
 	asJSON := flag.Bool("json", false, "print the numbers as JSON instead of a table")
 	out := flag.String("out", "", "`file` for the numbers as JSON")
-	child := flag.Bool("child", false, "be the nodes (used by the program itself)")
+	// The program itself uses what follows.
+	program := flag.String("inside", "", "measure this `program`, here")
+	loads := flag.String("load", "", "send this `kind` of request")
+	port := flag.Uint("port", 0, "where to")
+	clients := flag.Int("clients", 1, "from so many ports")
+	window := flag.Int("window", 1, "requests of each in flight")
+	echoes := flag.Bool("echo", false, "answer everything")
 	flag.Parse()
-	if *child {
-		n, err := strconv.Atoi(flag.Arg(0))
-		if err != nil {
-			return err
-		}
-		return nodes(n)
-	}
-	if *count < 2 {
+	switch {
+	case *echoes:
+		return echo()
+	case *loads != "":
+		return load(uint16(*port), *loads, pattern{*clients, *window}, *busy)
+	case *count < 2:
 		return errors.New("-nodes must be at least 2")
+	case *program == "":
+		return outside()
 	}
-	self, err := os.Executable()
+	all, err := inside(*program, *count, *idle, *busy)
 	if err != nil {
 		return err
 	}
-	dir, remove, err := modules()
-	if err != nil {
-		return err
-	}
-	defer remove()
-	var all []cost
-	for _, im := range []implementation{
-		{name: "omegatun", command: []string{self, "-child"}},
-		{name: "hyperdht", command: []string{"node", "scripts/dhtcost/nodes.js"}, env: []string{"NODE_PATH=" + dir}},
-	} {
-		r, err := im.measure(*count, *idle, *busy)
-		if err != nil {
-			return err
-		}
-		all = append(all, r)
-	}
-	b, err := json.MarshalIndent(map[string]any{"schema": 1, "measured": all}, "", "  ")
+	b, err := json.MarshalIndent(map[string]any{"schema": 2, "measured": all}, "", "  ")
 	if err != nil {
 		return err
 	}
@@ -363,17 +457,7 @@ func run() error {
 		fmt.Println(string(b))
 		return nil
 	}
-	g, j := all[0], all[1]
-	fmt.Printf("%-34s %12s %12s %8s\n", fmt.Sprintf("%d nodes in a process", *count), g.Name, "npm "+j.Name, "ratio")
-	row := func(name string, a, b float64) { fmt.Printf("%-34s %12.1f %12.1f %7.1fx\n", name, a, b, b/a) }
-	row("memory of a node, KiB", g.Node, j.Node)
-	row("memory of a process with one, KiB", g.Process, j.Process)
-	row("idle, bytes sent a minute", g.Idle, j.Idle)
-	row("idle, CPU us a minute", g.IdleCPU, j.IdleCPU)
-	row("CPU us of a PING", g.Ping, j.Ping)
-	row("CPU us of a FIND_NODE", g.FindNode, j.FindNode)
-	row("CPU us of a FIND_PEER", g.FindPeer, j.FindPeer)
-	fmt.Printf("%-34s %12.0f %12.0f %7.1fx\n", "FIND_NODE a second on one core", g.PerSec, j.PerSec, g.PerSec/j.PerSec)
+	table(all)
 	return nil
 }
 
