@@ -92,6 +92,19 @@ func (l *link) adoptLocked(s Socket) bool {
 	return true
 }
 
+// ownInUse makes the link an owner of the socket of the path in use, if another link's punching has opened that. It could not be
+// adopted while the punching was going on.
+func (l *link) ownInUse(r *route) {
+	if r.kind == PathRelay || l.host.isMain(r.sock) {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.closed && !slices.Contains(l.owned, r.sock) && l.host.sockets.hold(r.sock) {
+		l.owned = append(l.owned, r.sock)
+	}
+}
+
 // offer makes the address a candidate for a path. It is what every way of finding one ends in: the
 // handshake, the local network, hole punching, and datagrams from unexpected places.
 func (l *link) offer(sock Socket, remote netip.AddrPort, kind PathKind) {
@@ -224,6 +237,9 @@ func (l *link) authentic(sock Socket, from netip.AddrPort, now time.Time) {
 	l.mu.Unlock()
 	if !known {
 		l.offer(sock, from, l.host.kindOver(sock, from.Addr()))
+		l.mu.Lock()
+		l.prober.heard(sock, from, probesToCheck, now) // or the socket would be closed with those of no use
+		l.mu.Unlock()
 	}
 	if isClosed(l.up) {
 		l.sendProbes(now) // the peer has moved: find out at once
@@ -348,6 +364,9 @@ func (l *link) pingWait(ctx context.Context) (Pong, error) {
 		l.waiting = make(map[uint64]chan Pong)
 	}
 	l.waiting[p.id] = answer
+	if l.lastProbe = time.Now(); l.unheard.IsZero() && l.cur.Load() == r {
+		l.unheard = l.lastProbe // maintain sees to it if there is no answer
+	}
 	l.mu.Unlock()
 	defer func() {
 		l.mu.Lock()
