@@ -166,38 +166,6 @@ func TestShortMappingsAndTenIdleMinutes(t *testing.T) {
 	})
 }
 
-// TestPathsAreSteadyUnderLoss counts the changes of path where a relay stands by.
-func TestPathsAreSteadyUnderLoss(t *testing.T) {
-	for _, loss := range []float64{0.05, 0.2, 0.5} {
-		t.Run(fmt.Sprint(loss), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t, lab.Config{Seed: 2, Latency: 15 * time.Millisecond})
-				w.relay("r", pubR)
-				ha, hb, natA, _ := w.behind(lab.Linux, lab.Linux)
-				a, b := w.through(ha, keyOf("b"), keyOf("r")), w.end(hb, keyOf("a"))
-				b.listen(t)
-				a.Peer(b.public()).Connect()
-				a.connected(t, b.public())
-				b.connected(t, a.public())
-				natA.SetLink(lab.Link{Loss: loss})
-				startFlow(t, a, b)
-				changes, last := 0, a.Peer(b.public()).Status().Path
-				const minutes = 5
-				for range minutes * 600 {
-					time.Sleep(100 * time.Millisecond)
-					if now := a.Peer(b.public()).Status().Path; now != last {
-						changes, last = changes+1, now
-					}
-				}
-				t.Logf("%d changes of path in %d minutes", changes, minutes)
-				if changes > 2*minutes {
-					t.Errorf("%d changes of path in %d minutes", changes, minutes)
-				}
-			})
-		})
-	}
-}
-
 // TestManySimultaneousDials lets both sides dial at once, again and again, and wants them to agree on one session within a second.
 func TestManySimultaneousDials(t *testing.T) {
 	rounds := 1000

@@ -11,6 +11,8 @@ type Link struct {
 	Latency   time.Duration // one way
 	Jitter    time.Duration // up to this much more; it does not reorder
 	Loss      float64       // probability, 0 to 1
+	Burst     float64       // packets that are lost in a row, on average, if more than 1; as many are lost in all
+	Corrupt   float64       // probability that one bit of the payload is flipped, and the checksum does not tell
 	Duplicate float64       // probability that a packet arrives twice
 	Reorder   float64       // probability that a packet is held back, so that later ones overtake it
 	MTU       int           // largest IP packet in bytes; 0: no limit. Larger ones vanish
@@ -41,6 +43,7 @@ type direction struct {
 	rand *rand.Rand
 	last time.Time // arrival of the packet before: none overtakes it unless held
 	busy time.Time // until then the line is sending earlier packets
+	bad  bool      // in a burst of losses
 	held bool      // the packet just passed was held back, so its arrival does not count for order
 }
 
@@ -88,6 +91,20 @@ func (c *cable) detach() {
 
 func (d *direction) chance(p float64) bool { return p > 0 && d.rand.Float64() < p }
 
+// lose decides whether a packet is lost. Bursts come as in Gilbert's model: their lengths, and the pauses between
+// them, are geometrically distributed.
+func (d *direction) lose(l *Link) bool {
+	if l.Burst <= 1 || l.Loss <= 0 || l.Loss >= 1 {
+		return d.chance(l.Loss)
+	}
+	if d.bad {
+		d.bad = !d.chance(1 / l.Burst)
+	} else {
+		d.bad = d.chance(l.Loss / (1 - l.Loss) / l.Burst)
+	}
+	return d.bad
+}
+
 // pass decides when a packet that enters the link now leaves it, or for what reason it is lost. Draws and
 // the state of the line are d's.
 func (l *Link) pass(now time.Time, p *packet, d *direction) (at time.Time, lost string) {
@@ -95,8 +112,11 @@ func (l *Link) pass(now time.Time, p *packet, d *direction) (at time.Time, lost 
 	if l.MTU > 0 && p.size() > l.MTU {
 		return at, "too big"
 	}
-	if d.chance(l.Loss) {
+	if d.lose(l) {
 		return at, "loss"
+	}
+	if len(p.data) > 0 && d.chance(l.Corrupt) {
+		p.data[d.rand.IntN(len(p.data))] ^= 1 << d.rand.IntN(8)
 	}
 	at = now
 	if l.Rate > 0 {

@@ -357,3 +357,42 @@ func BenchmarkRealTime(b *testing.B) {
 	to.Close()
 	<-done
 }
+
+func TestBurstsAndDamage(t *testing.T) {
+	bubble(t, lab.Config{Seed: 1}, func(t *testing.T, n *lab.Network) {
+		ha, hb := n.Host("a", serverA), n.Host("b", serverB)
+		a, b := listen(t, ha, 1), listen(t, hb, 1)
+		ha.SetLink(lab.Link{Loss: 0.2, Burst: 10})
+		const sent = 20000
+		numbers, _ := flood(t, a, b, at(serverB, 1), sent)
+		bursts, last := 0, -1
+		for _, i := range numbers {
+			if i != last+1 {
+				bursts++
+			}
+			last = i
+		}
+		lost := sent - len(numbers)
+		if share := float64(lost) / sent; share < 0.15 || share > 0.25 {
+			t.Errorf("%d of %d lost, want a fifth", lost, sent)
+		}
+		if mean := float64(lost) / float64(bursts); mean < 8 || mean > 12 {
+			t.Errorf("%.1f are lost in a row, want ten", mean)
+		}
+
+		ha.SetLink(lab.Link{Corrupt: 0.5})
+		damaged := 0
+		const text = "as it was"
+		for range 1000 {
+			send(t, a, at(serverB, 1), text)
+			if got, _, ok := next(b); !ok || len(got) != len(text) {
+				t.Fatalf("got %q", got)
+			} else if got != text {
+				damaged++
+			}
+		}
+		if damaged < 450 || damaged > 550 {
+			t.Errorf("%d of 1000 are damaged, want half", damaged)
+		}
+	})
+}

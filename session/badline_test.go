@@ -1,0 +1,113 @@
+package session
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"omegatun/punch/lab"
+)
+
+// badLines are what real lines do to packets, in each direction between a home and the Internet. connect is how long 19 of 20
+// connections may take.
+func badLines() []badLine {
+	return []badLine{
+		{"5 % loss", lab.Link{Loss: 0.05}, 2 * time.Second},
+		{"20 % loss", lab.Link{Loss: 0.2}, 5 * time.Second},
+		{"50 % loss", lab.Link{Loss: 0.5}, 30 * time.Second},
+		{"5 % loss in bursts of ten", lab.Link{Loss: 0.05, Burst: 10}, 2 * time.Second},
+		{"20 % loss in bursts of ten", lab.Link{Loss: 0.2, Burst: 10}, 5 * time.Second},
+		{"25 % overtaken", lab.Link{Latency: 20 * time.Millisecond, Jitter: 20 * time.Millisecond, Reorder: 0.25}, 2 * time.Second},
+		{"20 % twice", lab.Link{Duplicate: 0.2}, 2 * time.Second},
+		{"5 % damaged", lab.Link{Corrupt: 0.05}, 2 * time.Second},
+		{"some of everything", lab.Link{
+			Loss: 0.03, Burst: 3, Latency: 10 * time.Millisecond, Reorder: 0.1, Duplicate: 0.1, Corrupt: 0.02,
+		}, 2 * time.Second},
+	}
+}
+
+type badLine struct {
+	name    string
+	link    lab.Link
+	connect time.Duration
+}
+
+func TestConnectsOverBadLines(t *testing.T) {
+	tries := uint64(40)
+	if testing.Short() || raceEnabled {
+		tries = 5
+	}
+	for _, row := range badLines() {
+		t.Run(row.name, func(t *testing.T) {
+			var times []time.Duration
+			for seed := range tries {
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorld(t, lab.Config{Seed: seed, Latency: 15 * time.Millisecond})
+					ha, hb, natA, _ := w.homes()
+					a, b := w.end(ha, keyOf("b")), w.end(hb, keyOf("a"))
+					b.listen(t)
+					natA.SetLink(row.link)
+					began := time.Now()
+					a.Peer(b.public()).Connect()
+					a.connected(t, b.public())
+					times = append(times, time.Since(began))
+					for { // a packet gets there, too
+						if err := a.Peer(b.public()).Send([][]byte{packet("hello")}); err != nil {
+							t.Fatal(err)
+						}
+						select {
+						case <-b.got:
+							return
+						case <-time.After(100 * time.Millisecond):
+						}
+						if time.Since(began) > 2*time.Minute {
+							t.Fatal("no packet arrives")
+						}
+					}
+				})
+			}
+			slices.Sort(times)
+			p95 := times[len(times)*19/20-1]
+			t.Logf("median %v, p95 %v, most %v", times[len(times)/2], p95, times[len(times)-1])
+			if p95 > row.connect {
+				t.Errorf("p95 %v, want %v", p95, row.connect)
+			}
+		})
+	}
+}
+
+// TestPathsAreSteadyOnBadLines counts the changes of path where a relay stands by.
+func TestPathsAreSteadyOnBadLines(t *testing.T) {
+	for _, row := range badLines() {
+		for seed := range uint64(3) {
+			t.Run(fmt.Sprint(row.name, " ", seed), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorld(t, lab.Config{Seed: seed, Latency: 15 * time.Millisecond})
+					w.relay("r", pubR)
+					ha, hb, natA, _ := w.behind(lab.Linux, lab.Linux)
+					a, b := w.through(ha, keyOf("b"), keyOf("r")), w.end(hb, keyOf("a"))
+					b.listen(t)
+					a.Peer(b.public()).Connect()
+					a.connected(t, b.public())
+					b.connected(t, a.public())
+					natA.SetLink(row.link)
+					startFlow(t, a, b)
+					changes, last := 0, a.Peer(b.public()).Status().Path
+					const minutes = 5
+					for range minutes * 600 {
+						time.Sleep(100 * time.Millisecond)
+						if now := a.Peer(b.public()).Status().Path; now != last {
+							changes, last = changes+1, now
+						}
+					}
+					t.Logf("%d changes of path in %d minutes", changes, minutes)
+					if changes > 2*minutes {
+						t.Errorf("%d changes of path in %d minutes", changes, minutes)
+					}
+				})
+			})
+		}
+	}
+}
