@@ -157,7 +157,7 @@ func (h *Host) socketOn(a netip.Addr) Socket {
 	if a.Is4() {
 		return h.server
 	}
-	return nil
+	return h.six
 }
 
 // send sends beacons while peers are missed. It is a goroutine of its own.

@@ -302,3 +302,28 @@ func TestManyPeersHaveTheirTurn(t *testing.T) {
 		}
 	})
 }
+
+func TestPeersMeetOverIPv6(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, lab.Config{Seed: 1})
+		home := w.net.NAT("home", lab.Linux(pubA))
+		home.Cut(true)
+		a := w.end(home.Host("a", netip.MustParseAddr("fe80::a")), keyOf("b"))
+		b := w.end(home.Host("b", netip.MustParseAddr("fe80::b")), keyOf("a"))
+		a.serve(t)
+		b.serve(t)
+		began := time.Now()
+		a.Peer(b.public()).Connect()
+		b.Peer(a.public()).Connect()
+		a.connected(t, b.public())
+		b.connected(t, a.public())
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("connected after %v", took)
+		}
+		exchange(t, a, b)
+		a.wantPath(t, b.public(), PathLAN, 0)
+		if s := a.Peer(b.public()).Status(); !s.Path.Remote.Addr().Is6() {
+			t.Errorf("path %v", s.Path)
+		}
+	})
+}
