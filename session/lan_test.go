@@ -70,6 +70,13 @@ func (o *overheard) handshakes() int {
 	return o.first
 }
 
+// count returns how many beacons were sent, and whose keys.
+func (o *overheard) count() (beacons int, keys []string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.beacons), o.keys
+}
+
 // last returns the last beacon from an address that is for the owner of p, and what it echoes.
 func (o *overheard) last(t *testing.T, from netip.Addr, p *beacon.Pair) (beacon.Nonce, beacon.Echo) {
 	t.Helper()
@@ -145,8 +152,8 @@ func TestPeersMeetWithoutTheInternet(t *testing.T) {
 				home.Cut(true)
 				time.Sleep(5 * time.Minute)
 				exchange(t, a, b)
-				if len(heard.beacons) == 0 || len(heard.keys) != 0 {
-					t.Errorf("%d beacons; keys of %v were sent", len(heard.beacons), heard.keys)
+				if n, keys := heard.count(); n == 0 || len(keys) != 0 {
+					t.Errorf("%d beacons; keys of %v were sent", n, keys)
 				}
 			})
 		})
@@ -165,15 +172,17 @@ func TestConnectedPeersSendNoBeacons(t *testing.T) {
 		b.connected(t, a.public())
 		a.wantPath(t, b.public(), PathLAN, 5*time.Second)
 		time.Sleep(time.Minute)
-		before := len(heard.beacons)
+		before, _ := heard.count()
 		time.Sleep(time.Hour)
-		if n := len(heard.beacons) - before; n != 0 {
+		after, _ := heard.count()
+		if n := after - before; n != 0 {
 			t.Errorf("%d beacons in an hour", n)
 		}
 		b.Host.Close()
-		before = len(heard.beacons)
+		before, _ = heard.count()
 		time.Sleep(time.Hour)
-		if n := len(heard.beacons) - before; n < 100 || n > 200 {
+		after, _ = heard.count()
+		if n := after - before; n < 100 || n > 200 {
 			t.Errorf("%d beacons in an hour in which a peer was missed, want about 120", n)
 		}
 	})
