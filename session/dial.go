@@ -92,7 +92,7 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 			}
 		}
 		l.beside = d.beside
-		l.index = h.reserveIndex()
+		l.setIndex(h.reserveIndex())
 		offer = h.offer(l.index)
 		if d.beside {
 			offer.Features |= tunnel.FeatureBeside

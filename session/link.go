@@ -129,11 +129,27 @@ func (l *link) startTunnel(ours, theirs tunnel.Offer) error {
 		return err
 	}
 	res := &l.result
-	if l.epoch, err = tunnel.NewSession(params, l.initiator, res.Tx, res.Rx, res.Hash, time.Now()); err != nil {
+	epoch, err := tunnel.NewSession(params, l.initiator, res.Tx, res.Rx, res.Hash, time.Now())
+	if err != nil {
 		return err
+	}
+	l.mu.Lock()
+	closed := l.closed
+	l.epoch = epoch
+	l.mu.Unlock()
+	if closed {
+		epoch.Close()
+		return l.cause()
 	}
 	l.host.links.Store(l.index, l) // from here on datagrams come in
 	return nil
+}
+
+// setIndex names the link. The mutex is for close, which may come any time.
+func (l *link) setIndex(index uint32) {
+	l.mu.Lock()
+	l.index = index
+	l.mu.Unlock()
 }
 
 // reserveIndex draws an unused receiver index. Datagrams that carry it come to nobody before startTunnel.
@@ -229,15 +245,16 @@ func (l *link) close(cause error) {
 	l.account.failed(cause)
 	owned := l.owned
 	l.owned = nil
+	name, epoch := l.index, l.epoch
 	close(l.done)
 	l.mu.Unlock()
 
 	l.host.streams.Delete(l)
-	if l.index != 0 {
-		l.host.links.Delete(l.index)
+	if name != 0 {
+		l.host.links.Delete(name)
 	}
-	if l.epoch != nil {
-		for _, index := range l.epoch.Indexes() {
+	if epoch != nil {
+		for _, index := range epoch.Indexes() {
 			l.host.links.Delete(index)
 		}
 	}
@@ -247,8 +264,8 @@ func (l *link) close(cause error) {
 	for _, s := range owned {
 		l.host.sockets.release(s, time.Now())
 	}
-	if l.epoch != nil {
-		l.epoch.Close()
+	if epoch != nil {
+		epoch.Close()
 	}
 	l.host.linkClosed(l)
 }

@@ -309,7 +309,7 @@ func (l *Listener) shake(s *slot, req *dht.HandshakeRequest) (lk *link, msg []by
 	wantTunnel := l.cfg.Tunnels && peer != nil && offered && err == nil
 	var answer tunnel.Offer
 	if wantTunnel {
-		lk.index = h.reserveIndex()
+		lk.setIndex(h.reserveIndex())
 		answer = h.offer(lk.index)
 		ours.Trailer = answer.Append(nil)
 		ours.Addresses6 = h.localAddresses6()
