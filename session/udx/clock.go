@@ -28,7 +28,7 @@ func (m *Mux) now() instant {
 	return instant(time.Since(m.start)) + 1
 }
 
-// time returns an instant as a time, zero for never.
+// time returns an instant as a time, zero for never. A Clock that is not the system's began in 1970.
 func (m *Mux) time(t instant) time.Time {
 	if t == 0 {
 		return time.Time{}

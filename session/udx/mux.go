@@ -43,6 +43,9 @@ type Mux struct {
 // NewMux returns a Mux without streams.
 func NewMux(cfg Config) *Mux {
 	m := &Mux{log: cfg.Logger, clock: cfg.Clock, start: time.Now(), streams: make(map[ID]*Stream)}
+	if m.clock != nil {
+		m.start = time.Unix(0, 0)
+	}
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}
