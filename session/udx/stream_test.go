@@ -395,6 +395,7 @@ func TestMessagesInBatches(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
+		synctest.Wait()
 		if !slices.Equal(got, want) {
 			t.Errorf("%d messages arrived, want %d in order", len(got), len(want))
 		}
