@@ -62,7 +62,8 @@ type link struct {
 	stream   *udx.Stream
 	secure   atomic.Pointer[secretstream.Conn] // on top of stream, once it is connected
 	remoteID udx.ID
-	framed   bool // the remote stream id is known; guarded by mu
+	framed   bool                  // the remote stream id is known; guarded by mu
+	atRelay  atomic.Pointer[route] // of a plain stream, once the peer has been met at a relay
 
 	peer atomic.Pointer[Peer]  // set when the link belongs to a Peer
 	cur  atomic.Pointer[route] // where datagrams go; nil while opening

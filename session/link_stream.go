@@ -118,6 +118,9 @@ func (l *link) acceptStream(s udx.Socket, from netip.AddrPort) bool {
 	if l.epoch != nil {
 		return l.acceptControl(sock, from)
 	}
+	if r := l.atRelay.Load(); r != nil && r.is(sock, from) && !isClosed(l.up) {
+		return true // it is no direct path
+	}
 	if isClosed(l.up) {
 		if cur := l.cur.Load(); cur.kind != PathRelay && !cur.is(sock, from) {
 			return false // see strayPacket

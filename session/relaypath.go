@@ -242,24 +242,40 @@ func (h *Host) relayStream(ctx context.Context, l *link, m *relayed, c *relayCon
 	}
 	r := c.link.cur.Load()
 	relayed := &route{sock: r.sock, remote: r.remote, kind: PathRelay, id: id}
+	l.atRelay.Store(relayed)
 	l.offerRoute(relayed)
-	if cur := l.cur.Load(); cur == relayed {
-		knocking, cancel := context.WithCancel(ctx)
-		defer cancel()
-		h.wg.Go(func() {
-			select {
-			case <-l.up:
-				cancel()
-			case <-knocking.Done():
-			}
-		})
-		if err := relay.Knock(knocking, l.stream); err != nil {
-			return err
+	knocking, silence := context.WithCancel(ctx)
+	defer silence()
+	h.wg.Go(func() {
+		defer silence()
+		select {
+		case <-l.up:
+		case <-knocking.Done():
 		}
-	}
-	defer func() { _ = c.client.Unpair(ended, m.token) }() // the relay also notices that nothing comes any more
+	})
+	h.wg.Go(func() { _ = relay.Knock(knocking, knocker{l, relayed}) }) // that fails only if the stream has ended, which others see too
+	defer func() { _ = c.client.Unpair(ended, m.token) }()             // the relay also notices that nothing comes any more
 	return h.watchStream(ctx, l, c, relayed)
 }
+
+// knocker makes itself heard at the relay, whichever path the stream uses: what the peer has sent there before it knew of a direct path
+// comes by no other way. npm hyperdht sends it there again and again.
+type knocker struct {
+	link  *link
+	route *route
+}
+
+// Heartbeat sends one packet to the relay.
+func (k knocker) Heartbeat() error {
+	if k.link.cur.Load() == k.route {
+		return k.link.stream.Heartbeat()
+	}
+	h := udx.Header{Flags: udx.FlagHeartbeat, ID: k.route.id, Window: knockWindow}
+	return k.route.sock.Send(h.Append(nil), k.route.remote)
+}
+
+// knockWindow is the receive window in bytes that every stream begins with.
+const knockWindow = 4 << 20
 
 // watchStream returns when a stream needs its relay no more, because what it sends on a direct path arrives there, or with an
 // error if the relay has gone. If a direct path does not work it puts the relayed one back.

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"omegatun/punch/lab"
 	"omegatun/scripts/e2e/e2etest"
 	"omegatun/scripts/e2e/peer"
 	"omegatun/scripts/netlab"
@@ -50,6 +51,23 @@ func TestStreamPassesABlindRelay(t *testing.T) {
 				wantNothingBetween(t, l, a, b, size)
 			})
 		}
+	}
+}
+
+// A relay is offered, and the direct path is there at about the same time. npm's server then still sends its first packet to
+// the relay, as often as it takes.
+func TestStreamStartsWhileRelayAndPunchRace(t *testing.T) {
+	l := e2etest.Lab(t)
+	cone := func(n *netlab.NAT) { n.Box = &lab.NATConfig{RefreshInbound: true} }
+	random := func(n *netlab.NAT) { n.Random = true }
+	a, b := e2etest.Site(t, l, "a", cone), e2etest.Site(t, l, "b", random)
+	addrs := e2etest.PublicAddrs(t, l, nodes)
+	startDHT(t, omegatun, l.Internet, addrs)
+	s := scene{a.Host(), b.Host(), addrs[0].String(), ""}
+	via := startRelay(t, omegatun, l, s.bootstrap)
+	for range 5 {
+		key := javaScript(t, s.server, "server", s.arguments("--relay="+via)...).want(t, 20*time.Second, "ready").Key
+		omegatunClient(t, s, key, 1<<10, via)
 	}
 }
 

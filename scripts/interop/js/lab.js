@@ -46,7 +46,7 @@ const orders = {
         return true
       }
     })
-    const remote = () => socket.rawStream.remoteHost + ':' + socket.rawStream.remotePort
+    const remote = () => socket.rawStream ? socket.rawStream.remoteHost + ':' + socket.rawStream.remotePort : ''
     const received = () => socket.rawStream && socket.rawStream.bytesReceived > 0
     const opened = await new Promise((resolve) => {
       socket.on('open', () => resolve(null))
@@ -54,19 +54,21 @@ const orders = {
       socket.on('close', () => resolve('CLOSED'))
       setTimeout(() => resolve('TIMEOUT'), o.timeout_ms)
     })
-    // It is open when the handshake is done, whether or not a byte of the other side ever arrives on the path.
-    while (!opened && !received() && !socket.destroyed && Date.now() - start < o.timeout_ms) await sleep(1)
+    // It says that it is open when the handshake is done, whether or not a byte of the other side ever arrives on the path.
+    const first = remote()
+    let echoed = false
+    const echo = new Promise((resolve) => socket.once('data', () => { echoed = true; resolve() }))
+    if (!opened) socket.write('q')
+    const patience = Date.now() + 3000
+    while (!opened && !received() && !echoed && !socket.destroyed && Date.now() < patience) await sleep(1)
     const ms = Date.now() - start
-    if (opened || !received()) {
+    if (opened || !(received() || echoed)) {
       socket.destroy()
       say({ event: 'open', ms, message: opened || 'nothing was received', ...nat })
       return
     }
-    const first = remote()
     say({ event: 'open', ms, path: 'stream', remote: first, ...nat })
     const done = { event: 'done', ms: 0, ...nat }
-    const echo = new Promise((resolve) => socket.once('data', resolve))
-    socket.write('q')
     await Promise.race([echo.then(() => { done.echo_ms = Date.now() - start }), sleep(3000)])
     const until = Date.now() + o.linger_ms
     while (first.startsWith(o.relay_host + ':') && Date.now() < until) {
