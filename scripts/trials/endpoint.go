@@ -32,6 +32,7 @@ type order struct {
 	To        string   `json:"to,omitempty"`         // dial
 	Tunnel    bool     `json:"tunnel,omitempty"`     // dial: the other end is an omegatun
 	TimeoutMS int      `json:"timeout_ms,omitempty"`
+	Again     bool     `json:"again,omitempty"`     // dial: send the first message until it is answered, because any may be lost
 	WatchMS   int      `json:"watch_ms,omitempty"`  // dial: how long to count changes of path, with traffic
 	LingerMS  int      `json:"linger_ms,omitempty"` // dial: how long to wait for a direct path after a relayed one
 }
@@ -311,6 +312,12 @@ func (e *end) tunnel(ctx context.Context, o order) error {
 	linger, cancel := context.WithTimeout(context.Background(), time.Duration(o.LingerMS)*time.Millisecond)
 	defer cancel()
 	patience, cancel2 := context.WithTimeout(context.Background(), 3*time.Second)
+	again := make(<-chan time.Time)
+	if o.Again {
+		t := time.NewTicker(100 * time.Millisecond)
+		defer t.Stop()
+		again = t.C
+	}
 	defer cancel2()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
@@ -320,6 +327,8 @@ func (e *end) tunnel(ctx context.Context, o order) error {
 		select {
 		case <-replies:
 			done.EchoMS, waiting = msOf(time.Since(start)), false
+		case <-again:
+			p.Send([][]byte{packet(question)}) //nolint:errcheck // it need not arrive
 		case <-patience.Done():
 			waiting = false
 		case <-linger.Done():

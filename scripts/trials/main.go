@@ -116,8 +116,8 @@ func run() error {
 	default:
 		err = fmt.Errorf("there are no trials %q", os.Args[1])
 	}
-	if svgFile != "" && err == nil {
-		err = os.WriteFile(svgFile, w.svg(), 0o644)
+	if svgFile != "" {
+		err = errors.Join(err, os.WriteFile(svgFile, w.svg(), 0o644))
 	}
 	if err2 := w.finish(jsonFile); err == nil {
 		err = err2

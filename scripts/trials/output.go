@@ -3,9 +3,11 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -70,11 +72,41 @@ func (o *output) finish(file string) error {
 	if file == "" {
 		return nil
 	}
-	b, err := json.MarshalIndent(o.parts, "", " ")
+	b, err := o.json()
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(file, append(b, '\n'), 0o644)
+	return os.WriteFile(file, b, 0o644)
+}
+
+// json returns everything as an object, each row on a line of its own.
+func (o *output) json() ([]byte, error) {
+	var b bytes.Buffer
+	sep := "{\n"
+	for _, name := range slices.Sorted(maps.Keys(o.parts)) {
+		part, err := json.Marshal(o.parts[name])
+		if err != nil {
+			return nil, err
+		}
+		fmt.Fprintf(&b, "%s%q: ", sep, name)
+		sep = ",\n"
+		var rows []json.RawMessage
+		if part[0] != '[' || json.Unmarshal(part, &rows) != nil {
+			b.Write(part)
+			continue
+		}
+		b.WriteString("[")
+		for i, row := range rows {
+			if i > 0 {
+				b.WriteString(",")
+			}
+			b.WriteString("\n ")
+			b.Write(row)
+		}
+		b.WriteString("\n]")
+	}
+	b.WriteString("\n}\n")
+	return b.Bytes(), nil
 }
 
 // ms prints milliseconds.

@@ -3,7 +3,9 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 )
@@ -78,6 +80,60 @@ func (r result) String() string {
 		}
 	}
 	return s
+}
+
+// MarshalJSON summarizes the tries, whose times it lists, and adds what is known about those that failed.
+func (r result) MarshalJSON() ([]byte, error) {
+	type failure struct {
+		Message string   `json:"message"`
+		NATs    []string `json:"nats,omitempty"`
+		Steps   []string `json:"steps,omitempty"`
+	}
+	o := struct {
+		Server     string    `json:"server"`
+		Client     string    `json:"client,omitempty"`
+		ServerImpl string    `json:"server_impl"`
+		ClientImpl string    `json:"client_impl"`
+		Relay      bool      `json:"relay"`
+		Want       string    `json:"want"`
+		Tries      int       `json:"tries"`
+		Connected  int       `json:"connected"`
+		Paths      string    `json:"paths"`
+		Median     float64   `json:"median_ms"`
+		P95        float64   `json:"p95_ms"`
+		Packets    float64   `json:"packets_median"`
+		MS         []float64 `json:"ms"`
+		Direct     []float64 `json:"direct_ms,omitempty"`
+		EchoMS     []float64 `json:"echo_ms,omitempty"`
+		Switches   int       `json:"switches,omitempty"`
+		Watched    float64   `json:"watched_ms,omitempty"`
+		Failures   []failure `json:"failures,omitempty"`
+	}{
+		Server: r.Server, Client: r.Client, ServerImpl: r.ServerImpl, ClientImpl: r.ClientImpl, Relay: r.Relay, Want: r.Want,
+		Tries: len(r.Tries), Connected: r.connected(), Paths: r.paths(),
+		MS: rounded(r.values(timeOf)), Direct: rounded(r.values(directOf)),
+		EchoMS: rounded(r.values(func(t try) float64 { return t.EchoMS })),
+	}
+	median, _ := quantile(r.values(timeOf), 0.5)
+	p95, _ := quantile(r.values(timeOf), 0.95)
+	o.Median, o.P95 = math.Round(median), math.Round(p95)
+	o.Packets, _ = quantile(r.values(func(t try) float64 { return float64(t.Packets) }), 0.5)
+	for _, t := range r.Tries {
+		o.Switches += t.Switches
+		o.Watched += math.Round(t.Watched)
+		if !t.OK {
+			o.Failures = append(o.Failures, failure{t.Message, t.NATs, t.Steps})
+		}
+	}
+	return json.Marshal(o)
+}
+
+// rounded returns whole milliseconds.
+func rounded(v []float64) []float64 {
+	for i := range v {
+		v[i] = math.Round(v[i])
+	}
+	return v
 }
 
 // report prints the matrix as tables, one line a pair and one square a pair of implementations, and the goals.

@@ -3,7 +3,10 @@
 package main
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"testing"
@@ -84,5 +87,35 @@ func TestQuantile(t *testing.T) {
 	}
 	if _, ok := quantile(nil, 0.5); ok {
 		t.Error("nothing has a median, want none")
+	}
+}
+
+func TestResultsAreStoredARowALine(t *testing.T) {
+	w := newOutput(io.Discard)
+	w.add("matrix", "", []result{
+		{Server: "home", Client: "open", Tries: []try{{OK: true, MS: 150.4, Path: "direct"}, {Message: "no answer"}}},
+		{Server: "lan"},
+	}, newTable(""))
+	got, err := w.json()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all struct {
+		Schema int
+		Matrix []struct {
+			Tries, Connected int
+			MS               []float64
+			Failures         []struct{ Message string }
+		}
+	}
+	if err := json.Unmarshal(got, &all); err != nil {
+		t.Fatalf("%v in\n%s", err, got)
+	}
+	if n := bytes.Count(got, []byte("\n")); n != 7 {
+		t.Errorf("%d lines, want 7:\n%s", n, got)
+	}
+	if m := all.Matrix; all.Schema != 1 || len(m) != 2 || m[0].Tries != 2 || m[0].Connected != 1 || m[0].MS[0] != 150 ||
+		m[0].Failures[0].Message != "no answer" {
+		t.Errorf("not what was put in:\n%s", got)
 	}
 }
