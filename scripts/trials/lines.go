@@ -33,7 +33,7 @@ var lines = []line{
 	{"loss-5", netlab.Impairment{Loss: 0.05}, 2 * time.Second},
 	{"loss-20", netlab.Impairment{Loss: 0.2}, 5 * time.Second},
 	{"loss-50", netlab.Impairment{Loss: 0.5}, 30 * time.Second},
-	{"bursts", netlab.Impairment{Burst: 0.02, BurstLength: 10}, 5 * time.Second},
+	{"bursts", netlab.Impairment{Burst: 0.02, BurstLength: 10}, 30 * time.Second}, // of ten packets, however few there are
 	{"reorder-25", netlab.Impairment{Reorder: 0.25, Jitter: 10 * time.Millisecond}, 2 * time.Second},
 	{"duplicate-25", netlab.Impairment{Duplicate: 0.25}, 2 * time.Second},
 	{"corrupt-5", netlab.Impairment{Corrupt: 0.05}, 2 * time.Second},

@@ -77,7 +77,7 @@ func (p *program) next(ctx context.Context) (answer, error) {
 	select {
 	case a := <-p.answers:
 		if a.Event == "error" {
-			return a, fmt.Errorf("%s: %s", p.Name, a.Message)
+			return a, errors.New(a.Message)
 		}
 		return a, nil
 	case <-p.Done():
