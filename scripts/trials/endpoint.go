@@ -311,7 +311,11 @@ func (e *end) tunnel(ctx context.Context, o order) error {
 	done := answer{Event: "done"}
 	linger, cancel := context.WithTimeout(context.Background(), time.Duration(o.LingerMS)*time.Millisecond)
 	defer cancel()
-	patience, cancel2 := context.WithTimeout(context.Background(), 3*time.Second)
+	wait := 3 * time.Second
+	if o.Again {
+		wait = 30 * time.Second
+	}
+	patience, cancel2 := context.WithTimeout(context.Background(), wait)
 	again := make(<-chan time.Time)
 	if o.Again {
 		t := time.NewTicker(100 * time.Millisecond)
