@@ -83,6 +83,10 @@ func (e *env) connect(ctx context.Context, peer string, timeout time.Duration) (
 // streams is delivered, and closes h. It does not wait long once ctx has ended. The error tells that something was not
 // delivered.
 func (e *env) closeHost(ctx context.Context, h *session.Host, dir *state.Dir) error {
+	if e.stopWatching != nil {
+		e.stopWatching()
+		e.stopWatching = nil
+	}
 	if dir != nil {
 		daemon.Remember(h, dir, e.log())
 	}

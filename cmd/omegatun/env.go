@@ -36,6 +36,8 @@ type env struct {
 	json        bool
 	verbose     int
 	quiet       bool
+
+	stopWatching func() // ends the watch of the network for the command's host; nil: there is none
 }
 
 func (e *env) addFlags(f *pflag.FlagSet) {

@@ -547,6 +547,9 @@ func TestWatchClientLosesNothing(t *testing.T) {
 			}
 			if !row.closed {
 				go func() {
+					if len(row.before) >= maxEarly {
+						<-sent
+					}
 					io.WriteString(client, row.after)
 					client.CloseWrite()
 				}()

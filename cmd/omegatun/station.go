@@ -11,6 +11,7 @@ import (
 	"omegatun/dht"
 	"omegatun/dht/key"
 	"omegatun/session"
+	"omegatun/tun/hostnet"
 )
 
 // station is what commands begin with that are found under this machine's key: an identity that no other omegatun
@@ -45,7 +46,10 @@ func (e *env) openStation(ctx context.Context, change func(*session.Config)) (_ 
 	if s.config, err = e.loadConfig(); err != nil {
 		return nil, err
 	}
-	cfg := session.Config{Identity: s.key, Port: s.config.Port, DHT: dht.Config{Mode: dht.Ephemeral}, RelayThrough: s.config.Peers.Relays()}
+	cfg := session.Config{
+		Identity: s.key, Port: s.config.Port, DHT: dht.Config{Mode: dht.Ephemeral}, RelayThrough: s.config.Peers.Relays(),
+		Gateway: hostnet.Gateway, NoPortMapping: s.config.NoMapping, NoBeacons: s.config.NoLAN,
+	}
 	if change != nil {
 		change(&cfg)
 	}
@@ -64,7 +68,7 @@ func (e *env) openHost(ctx context.Context, k key.Private, dir *state.Dir) (*ses
 	}, c, dir)
 }
 
-// enter starts a host and joins the network.
+// enter starts a host and joins the network. A command has one host.
 func (e *env) enter(ctx context.Context, cfg session.Config, c *config.Config, dir *state.Dir) (*session.Host, error) {
 	bootstrap, err := e.bootstrapNodes(c)
 	if err != nil {
@@ -77,6 +81,16 @@ func (e *env) enter(ctx context.Context, cfg session.Config, c *config.Config, d
 	}
 	if err := daemon.Join(ctx, h.Node(), bootstrap); err != nil {
 		return nil, errors.Join(err, h.Close())
+	}
+	watching, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() { // until closeHost
+		defer close(done)
+		daemon.WatchNetwork(watching, h, e.log())
+	}()
+	e.stopWatching = func() {
+		cancel()
+		<-done
 	}
 	return h, nil
 }

@@ -414,18 +414,22 @@ func (d *Daemon) listen(ctx context.Context, wg *sync.WaitGroup) error {
 
 // watch tells the session host about changes of the machine's own network.
 func (d *Daemon) watch(ctx context.Context, wg *sync.WaitGroup) {
+	wg.Go(func() { WatchNetwork(ctx, d.host, d.log) })
+}
+
+// WatchNetwork tells h about changes of the machine's own network, until ctx ends. Where they are not known it returns at
+// once.
+func WatchNetwork(ctx context.Context, h *session.Host, log *slog.Logger) {
 	states, err := hostnet.Watch(ctx)
 	if err != nil {
 		if !errors.Is(err, hostnet.ErrUnsupported) {
-			d.log.Warn("changes of the network go unnoticed", "error", err)
+			log.Warn("changes of the network go unnoticed", "error", err)
 		}
 		return
 	}
-	wg.Go(func() {
-		for range states {
-			d.host.NetworkChanged()
-		}
-	})
+	for range states {
+		h.NetworkChanged()
+	}
 }
 
 // deliver carries packets from a peer to the device. It runs in the session host's goroutines.
