@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -31,6 +32,8 @@ of them optional. A setting that is not known is an error.
   port_mapping = false                 # do not ask the router to forward a port
   relay = true                         # relay between listed peers that have no direct path
   lan = false                          # do not look for listed peers on local networks
+  priority = "normal"                  # not before other programs; also "high"; default: "realtime",
+                                       # which keeps packets from waiting on a busy machine
 
   [[peer]]                             # a machine that may connect; any number of these
   key = "hg5f75r47ejditzoynds6zdpkeqsnpjk87errjfn17iaojrgofko"
@@ -86,7 +89,7 @@ func newConfigShow(e *env) *cobra.Command {
 		Short: "Print the configuration as it is used",
 		Long: `Prints the configuration as it is used: the file, the peers listed by "omegatun add", and
 the defaults, in the form of the file. With --json:
-  {"schema":1,"name","port","interface","ipv4","bootstrap","port_mapping","relay","lan",
+  {"schema":1,"name","port","interface","ipv4","bootstrap","port_mapping","relay","lan","priority",
    "peers":[{"key","name","ipv6","ipv4","relay","file","line"}]}
 where a bootstrap of null is the public network.`,
 		Example: `  omegatun config show
@@ -111,7 +114,8 @@ where a bootstrap of null is the public network.`,
 			return e.print(
 				object{
 					"name": machineName(c), "port": c.Port, "interface": c.Interface, "ipv4": c.IPv4,
-					"bootstrap": c.Bootstrap, "port_mapping": !c.NoMapping, "relay": c.Relay, "lan": !c.NoLAN, "peers": peers,
+					"bootstrap": c.Bootstrap, "port_mapping": !c.NoMapping, "relay": c.Relay, "lan": !c.NoLAN,
+					"priority": cmp.Or(c.Priority, config.PriorityRealtime), "peers": peers,
 				}, configText(c))
 		},
 	}
@@ -147,6 +151,9 @@ func configText(c *config.Config) string {
 	}
 	if c.NoLAN {
 		b.WriteString("lan = false\n")
+	}
+	if c.Priority != "" {
+		fmt.Fprintf(&b, "priority = %q\n", c.Priority)
 	}
 	for _, p := range c.Peers {
 		fmt.Fprintf(&b, "\n[[peer]]  # from %v\nkey = %q\n", p.From, p.Key)

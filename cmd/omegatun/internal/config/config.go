@@ -8,6 +8,7 @@
 //	bootstrap = ["203.0.113.9:49737"]          # DHT nodes to start from; missing: the public network
 //	port_mapping = false                       # do not ask the router to forward a port
 //	relay = true                               # relay between listed peers that have no direct path
+//	priority = "normal"                        # not before other programs; also "high"; missing: "realtime"
 //	lan = false                                # do not look for listed peers on local networks, nor answer them there
 //
 //	[[peer]]
@@ -46,10 +47,18 @@ type Config struct {
 	IPv4      netip.Addr // of this machine; zero: what follows from its key
 	Bootstrap []string   // host:port or ip@host:port; nil: the public network
 	Relay     bool       // relay between listed peers
+	Priority  string     // one of the constants; empty: PriorityRealtime
 	NoLAN     bool       // do not look for peers on local networks
 	NoMapping bool       // do not ask the router to forward a port
 	Peers     Peers      // in the order of the files, the person's first
 }
+
+// Which programs a running omegatun is scheduled before.
+const (
+	PriorityNormal   = "normal"   // none
+	PriorityHigh     = "high"     // ordinary ones
+	PriorityRealtime = "realtime" // those too that are computing, while it needs less than a processor
+)
 
 // Peer is a machine that may connect, and that this one may connect to.
 type Peer struct {
@@ -82,6 +91,7 @@ type file struct {
 	Bootstrap *[]string `toml:"bootstrap"`
 	Relay     *bool     `toml:"relay"`
 	LAN       *bool     `toml:"lan"`
+	Priority  *string   `toml:"priority"`
 	Mapping   *bool     `toml:"port_mapping"`
 	Peer      []peer    `toml:"peer"`
 }
@@ -155,7 +165,8 @@ func (c *Config) add(path, text string, peersOnly bool) error {
 		return bad(at.find(k), "%q is not a setting that omegatun knows", k.String()).
 			WithTry("remove the line; omegatun help config lists all settings")
 	}
-	if peersOnly && (f.Name != nil || f.Port != nil || f.Interface != nil || f.IPv4 != nil || f.Bootstrap != nil || f.Relay != nil || f.LAN != nil || f.Mapping != nil) {
+	if peersOnly && (f.Name != nil || f.Port != nil || f.Interface != nil || f.IPv4 != nil || f.Bootstrap != nil || f.Relay != nil || f.LAN != nil || f.Mapping != nil ||
+		f.Priority != nil) {
 		return bad("", "this file is for peers only")
 	}
 
@@ -195,6 +206,14 @@ func (c *Config) add(path, text string, peersOnly bool) error {
 	}
 	if f.LAN != nil {
 		c.NoLAN = !*f.LAN
+	}
+	if f.Priority != nil {
+		switch *f.Priority {
+		case PriorityNormal, PriorityHigh, PriorityRealtime:
+			c.Priority = *f.Priority
+		default:
+			return bad("priority", "priority: %q is none of %q, %q and %q", *f.Priority, PriorityNormal, PriorityHigh, PriorityRealtime)
+		}
 	}
 	if f.Mapping != nil {
 		c.NoMapping = !*f.Mapping

@@ -60,6 +60,7 @@ bootstrap = ["a.example:1", "10.0.0.1@b.example:2"]
 port_mapping = false
 relay = true
 lan = false
+priority = "high"
 [[peer]]
 key = %q
 name = "desk"
@@ -74,7 +75,8 @@ ipv4 = "10.64.0.8"
 		t.Fatal(err)
 	}
 	if c.Name != "laptop" || c.Port != 4000 || c.Interface != "om1" || c.IPv4 != netip.MustParseAddr("10.64.0.7") ||
-		!slices.Equal(c.Bootstrap, []string{"a.example:1", "10.0.0.1@b.example:2"}) || !c.Relay || !c.NoLAN || !c.NoMapping {
+		!slices.Equal(c.Bootstrap, []string{"a.example:1", "10.0.0.1@b.example:2"}) || !c.Relay || !c.NoLAN || !c.NoMapping ||
+		c.Priority != PriorityHigh {
 		t.Errorf("Load: %+v", c)
 	}
 	if relays := c.Peers.Relays(); !slices.Equal(relays, []key.Public{testKey(1)}) {
@@ -86,8 +88,8 @@ ipv4 = "10.64.0.8"
 		ipv4 string
 		line int
 	}{
-		{testKey(1), "desk", "invalid IP", 10}, // the person's file has the last word
-		{testKey(2), "", "10.64.0.8", 14},
+		{testKey(1), "desk", "invalid IP", 11}, // the person's file has the last word
+		{testKey(2), "", "10.64.0.8", 15},
 		{testKey(3), "lab", "invalid IP", 4},
 	}
 	if len(c.Peers) != len(want) {
@@ -112,6 +114,7 @@ func TestLoadRefuses(t *testing.T) {
 		{"an unknown table", "[dns]\nx = 1", `line 1: "dns" is not`},
 		{"a wrong type", "\nname = 3", "line 2: incompatible types"},
 		{"a wrong type in the second peer", peer + "[[peer]]\nkey = 3", "incompatible types"},
+		{"an unknown priority", `priority = "first"`, "line 1: priority: "},
 		{"a name with a dot", `name = "a.b"`, "line 1: name: "},
 		{"a relay that is none", peer + "relay = 1", "line 3"},
 		{"a port below 0", `port = -1`, "line 1: port: -1 is not between"},

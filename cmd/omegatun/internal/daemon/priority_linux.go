@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"omegatun/cmd/omegatun/internal/config"
 )
 
 // All programs' packets wait while a running omegatun waits for a processor, and what arrives meanwhile fills a buffer that
@@ -48,14 +50,22 @@ func (g *governor) realtime(now time.Time, cpu time.Duration) bool {
 // prefer makes the scheduler prefer this process until ctx ends. It needs CAP_SYS_NICE, and does nothing without, or if somebody
 // has chosen a class already.
 func (d *Daemon) prefer(ctx context.Context, wg *sync.WaitGroup) {
+	if d.settings.Priority == config.PriorityNormal {
+		return
+	}
 	if had, err := unix.SchedGetAttr(0, 0); err != nil || had.Policy != unix.SCHED_NORMAL {
 		return
 	}
 	wanted := unix.SchedAttr{Policy: unix.SCHED_RR, Priority: realtimePriority}
 	ordinary := unix.SchedAttr{Policy: unix.SCHED_NORMAL, Nice: niceness}
-	err := schedule(wanted)
-	if err != nil {
-		d.log.Info("no real-time priority", "error", err)
+	var err error
+	realtime := d.settings.Priority != config.PriorityHigh
+	if realtime {
+		if err = schedule(wanted); err != nil {
+			d.log.Info("no real-time priority", "error", err)
+		}
+	}
+	if !realtime || err != nil {
 		if err := schedule(ordinary); err != nil {
 			d.log.Info("the priority stays as it is", "error", err)
 		}
