@@ -189,8 +189,7 @@ func goEnd(role string, bytes int64) error {
 		return err
 	}
 	mux := udx.NewMux(udx.Config{})
-	defer conn.Close()
-	defer mux.Close() //nolint:errcheck // never fails
+	defer func() { _ = errors.Join(mux.Close(), conn.Close()) }() // the process ends
 	go receive(conn, mux)
 	id, peerID := udx.ID(1), udx.ID(2)
 	if role == "receive" {
