@@ -309,7 +309,7 @@ func (c *waitingClient) Read(b []byte) (int, error) {
 // Reset ends the connection at once: see cut.
 func (c *waitingClient) Reset(error) {
 	c.SetLinger(0) //nolint:errcheck // it is closed in any case
-	c.Close()
+	c.Close()      //nolint:errcheck // likewise
 }
 
 // name is what a person calls the peer.
