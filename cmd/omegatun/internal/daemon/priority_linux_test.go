@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"strings"
 	"testing"
 	"time"
 )
@@ -22,18 +23,18 @@ func TestRealTimeIsLeftWhileAProcessorIsNeeded(t *testing.T) {
 			if !g.realtime(now, cpu) {
 				t.Fatal("busy at once, before anything is known")
 			}
-			got := ""
+			var got strings.Builder
 			for _, share := range row.shares {
 				now = now.Add(time.Second)
 				cpu += time.Duration(share * float64(time.Second))
 				if g.realtime(now, cpu) {
-					got += "r"
+					got.WriteString("r")
 				} else {
-					got += "o"
+					got.WriteString("o")
 				}
 			}
-			if got != row.want {
-				t.Errorf("classes %s, want %s", got, row.want)
+			if got.String() != row.want {
+				t.Errorf("classes %s, want %s", got.String(), row.want)
 			}
 		})
 	}
