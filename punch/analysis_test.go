@@ -215,8 +215,15 @@ func TestStrategies(t *testing.T) {
 		{r, r + 5, impossible},
 	}
 	for _, tt := range tests {
-		if got := strategyFor(tt.local, tt.remote); got != tt.want {
+		if got := strategyFor(tt.local, tt.remote, false); got != tt.want {
 			t.Errorf("strategyFor(%v, %v) = %d, want %d", tt.local, tt.remote, got, tt.want)
+		}
+		want := tt.want
+		if tt.local >= r && tt.remote >= r {
+			want = sweep
+		}
+		if got := strategyFor(tt.local, tt.remote, true); got != want {
+			t.Errorf("strategyFor(%v, %v) of routers that count = %d, want %d", tt.local, tt.remote, got, want)
 		}
 	}
 }

@@ -223,7 +223,7 @@ func (c *client) pair() dht.RelayPair { return c.pairs[c.sent%len(c.pairs)] }
 func (c *client) ask(time.Time) signal {
 	pair := c.pair()
 	s := signal{relay: pair.Relay, peer: pair.Peer}
-	s.payload.firewall, s.payload.addresses = c.survey.firewall, c.survey.addresses()
+	s.payload.firewall, s.payload.addresses = c.survey.firewall, c.addresses()
 	if c.fastOpen {
 		c.open(c.server)
 		s.payload.remoteAddress = c.server
@@ -242,17 +242,23 @@ func (c *client) invite(time.Time) signal {
 	}
 	p := &s.payload
 	p.punching = true
-	p.firewall, p.addresses = c.survey.firewall, c.survey.addresses()
+	p.firewall, p.addresses = c.survey.firewall, c.addresses()
 	p.remoteToken = c.remote.token
 	if s.proof {
 		p.token = makeToken(&c.secret, c.server.Addr())
 	}
-	if c.strategy() == exchange {
+	switch c.strategy() {
+	case spread:
+		if !c.fastOpen && c.survey.sequence(false).valid() && c.remote.seen.IsValid() {
+			c.open(c.remote.seen) // of which the address told above is a guess
+		}
+	case exchange:
 		targets, doubtful := c.remote.targets()
 		for _, a := range targets[:len(targets)-doubtful] {
 			c.open(a)
 		}
 		p.remoteAddress = c.remote.seen
+	case impossible, search, sweep:
 	}
 	return s
 }
@@ -303,8 +309,16 @@ func (c *client) decide(now time.Time) (wake time.Time) {
 	return time.Time{}
 }
 
+// addresses returns what to tell the server of the own NAT. For a sweep the ports to come count; else a fast opening has made
+// the mapping that the server is to find.
+func (c *client) addresses() []netip.AddrPort {
+	return c.survey.sequence(c.fastOpen && c.remote.firewall < dht.FirewallRandom).announce(c.survey.addresses())
+}
+
 // strategy returns how the two NATs are punched, as far as they are known.
-func (c *client) strategy() strategy { return strategyFor(c.survey.firewall, c.remote.firewall) }
+func (c *client) strategy() strategy {
+	return strategyFor(c.survey.firewall, c.remote.firewall, c.remote.count.valid() && c.survey.sequence(false).valid())
+}
 
 // enter goes on to state s. Messages of the old state are not repeated any more.
 func (c *client) enter(now time.Time, s clientState) {
@@ -428,7 +442,7 @@ func (c *client) accepted(now time.Time, p *payload) {
 		c.fail(now, ErrRemoteRefused)
 		return
 	}
-	s := strategyFor(c.survey.firewall, p.firewall)
+	s := c.strategy()
 	switch {
 	case s == impossible && p.firewall == dht.FirewallUnknown:
 		c.fail(now, ErrRemoteUnknown)
@@ -454,7 +468,7 @@ func (c *client) accepted(now time.Time, p *payload) {
 		}
 		c.limited = true
 		c.enter(now, clientPunching)
-		c.prober = newGuesser(now, c.rand, s, c.main, target)
+		c.prober = newGuesser(now, c.rand, s, c.main, target, c.remote.counter())
 	}
 	c.next = time.Time{}
 }

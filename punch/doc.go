@@ -17,6 +17,10 @@
 // [Server] finds out by asking some nodes how they see the socket. Two consistent NATs send to each other; if one is
 // random, 256 sockets there and many ports tried from the other side meet by chance; two random ones do not.
 //
+// Some random NATs count: each new destination gets the next port, or the one but next. A side that finds this says so with
+// two more addresses, the port expected next and the one after. Then a consistent peer tries the ports around it first, and two
+// counting NATs do meet: many sockets of each side send to one port that the other's NAT is about to reach.
+//
 // A payload, sealed with NaCl's secretbox:
 //
 //	nonce 24 │ tag 16 │ flags, error, firewall, round: uint │ addresses │ remote address │ token 32 │ remote token 32
@@ -36,11 +40,13 @@
 //     Only an invitation to guess ports is not: a reference server counts a second one as a second attempt.
 //   - More nodes are asked if some do not answer, and two or one samples must do in a network that has no more nodes.
 //   - A server that guesses ports for others already answers "try later" and waits, with or without a relay.
+//   - NATs that count are foreseen. The reference looks at the first address of a random NAT only, which is what it was.
 //
 // # Limitations
 //
 //   - IPv4 only, as the messages are.
-//   - Two random NATs are not punched, even if one of them counts its ports up.
+//   - Two random NATs are not punched, unless both count their ports up. A counter that others of its users move on by
+//     more than some thirty ports a second is guessed like a random one, or missed.
 //   - A socket found behind a random NAT is not exchanged for a new one in the hope for better luck.
 //   - Where a probe of TTL 5 reaches a router that takes note of it and then moves its own host to another port, the
 //     attempt fails.

@@ -38,7 +38,11 @@ func TestMatrix(t *testing.T) {
 	)
 	for _, s := range random {
 		for _, c := range random {
-			rows = append(rows, row{server: s, client: c})
+			r := row{server: s, client: c}
+			if s == "symseq" && c == "symseq" {
+				r.limit = time.Second
+			}
+			rows = append(rows, r)
 		}
 	}
 	rows = append(rows,

@@ -23,16 +23,17 @@ const (
 	exchange                   // both ports are known: each side sends to the other
 	search                     // the peer's port is unknown: one socket sends to many ports of its host
 	spread                     // our port is unknown to the peer: many sockets send to the peer's one address
+	sweep                      // both routers count: many sockets of each side send to one port that the other will have soon
 )
 
 // strategyFor is the table of strategies. An open host counts as consistent.
 //
 //	local ＼ remote   consistent   random
 //	consistent        exchange     search
-//	random            spread       impossible
+//	random            spread       impossible, or sweep if both routers count their ports up
 //
 // An unknown kind on either side cannot be punched.
-func strategyFor(local, remote dht.Firewall) strategy {
+func strategyFor(local, remote dht.Firewall, count bool) strategy {
 	if local == dht.FirewallUnknown || remote == dht.FirewallUnknown {
 		return impossible
 	}
@@ -43,12 +44,14 @@ func strategyFor(local, remote dht.Firewall) strategy {
 		return search
 	case remote < dht.FirewallRandom:
 		return spread
+	case count:
+		return sweep
 	}
 	return impossible
 }
 
 // guesses reports whether the strategy costs the routers many mappings.
-func (s strategy) guesses() bool { return s == search || s == spread }
+func (s strategy) guesses() bool { return s == search || s == spread || s == sweep }
 
 const (
 	// searchProbes bounds the ports tried. With 256 sockets on the other side a port is hit after 250 tries on
@@ -69,6 +72,23 @@ const (
 	spreadStep    = 5 * time.Millisecond
 	spreadPause   = 100 * time.Millisecond // after every socket has opened the NAT
 	spreadProbes  = 1750
+
+	// leadCycles is how often the ports that a counting router is expected to use next are tried before others, and
+	// leadMore how often they are in between.
+	leadCycles = 3
+	leadMore   = 8
+	leadEvery  = 4                    // of the probes in between
+	leadPace   = 2 * time.Millisecond // they are few
+
+	// A sweep has rounds. In each of them every socket of a side sends to the same port of the other: the one that its
+	// router will have counted to when about the sweepLead-th of its sockets has sent. So on either side the number of
+	// ports that others take first may be anything up to sweepLead, and somewhat more in each further round.
+	sweepSockets = 128
+	sweepLead    = 32
+	sweepMore    = 12
+	sweepRounds  = 5
+	sweepCycles  = 3 // of probes in a round, the first of low TTL: together no more than a spread has
+	sweepPace    = 4 * time.Millisecond
 )
 
 // probe is a datagram to send.
@@ -138,11 +158,14 @@ type prober struct {
 	doubtful int              // at the end of targets
 	volleys  []volley         // left
 
-	// For search and spread.
-	socks    []Socket // spread: those that are open
-	opening  int      // sockets asked for and not opened yet
-	closed   bool     // no further socket could be opened
-	rested   bool     // the pause after opening is over
+	// For search, spread and sweep.
+	count    sequence         // of the peer's router
+	lead     []netip.AddrPort // search: to be tried first
+	led      int              // how many of them were, again and again
+	socks    []Socket         // spread, sweep: those that are open
+	opening  int              // sockets asked for and not opened yet
+	closed   bool             // no further socket could be opened
+	rested   bool             // the pause after opening is over
 	sent     int
 	next     time.Time
 	guess    int
@@ -154,12 +177,13 @@ func newExchange(now time.Time, sock Socket, v []volley) prober {
 	return prober{main: sock, strategy: exchange, start: now, volleys: v}
 }
 
-// newGuesser starts a search of the host of target, or a spread towards target.
-func newGuesser(now time.Time, r *rand.Rand, s strategy, sock Socket, target netip.AddrPort) prober {
+// newGuesser starts a search of the host of target, a spread towards target, or a sweep of its host. count is the counter of
+// the peer's router, if it has one.
+func newGuesser(now time.Time, r *rand.Rand, s strategy, sock Socket, target netip.AddrPort, count sequence) prober {
 	return prober{
 		rand: r, main: sock, strategy: s, start: now, next: now, targets: []netip.AddrPort{target},
 		socks: []Socket{sock},
-		guess: r.IntN(guesses),
+		guess: r.IntN(guesses), count: count, lead: count.ahead(),
 	}
 }
 
@@ -183,6 +207,8 @@ func (p *prober) advance(now time.Time) (send []probe, open int, wake time.Time)
 		send, wake = p.search(now)
 	case spread:
 		send, open, wake = p.spread(now)
+	case sweep:
+		send, open, wake = p.sweep(now)
 	case impossible:
 		p.finished = true
 	}
@@ -214,15 +240,25 @@ func (p *prober) search(now time.Time) (send []probe, wake time.Time) {
 			p.finished = true
 			return send, time.Time{}
 		}
-		port := uint16(firstGuess + p.guess)
-		p.guess = (p.guess + guessStride) % guesses
-		send = append(send, probe{p.main, netip.AddrPortFrom(p.targets[0].Addr(), port), normalTTL})
-		p.sent++
-		pace := slowPace
-		if p.sent < searchFast {
-			pace = fastPace
+		first := p.led < leadCycles*len(p.lead)
+		var to netip.AddrPort
+		if first || p.sent%leadEvery == 0 && p.led < (leadCycles+leadMore)*len(p.lead) {
+			to = p.lead[p.led%len(p.lead)]
+			p.led++
+		} else {
+			to = netip.AddrPortFrom(p.targets[0].Addr(), uint16(firstGuess+p.guess))
+			p.guess = (p.guess + guessStride) % guesses
 		}
-		p.next = p.next.Add(pace)
+		send = append(send, probe{p.main, to, normalTTL})
+		p.sent++
+		switch {
+		case first:
+			p.next = p.next.Add(leadPace)
+		case p.sent < searchFast:
+			p.next = p.next.Add(fastPace)
+		default:
+			p.next = p.next.Add(slowPace)
+		}
 	}
 	return send, p.next
 }
@@ -255,6 +291,41 @@ func (p *prober) spread(now time.Time) (send []probe, open int, wake time.Time) 
 			p.sent++
 			p.next = p.next.Add(slowPace)
 		}
+	}
+	return send, 0, p.next
+}
+
+// sweep goes around the sockets several times a round. The mapping that meets one of the peer's is at the sweepLead-th socket or
+// shortly before, so later cycles begin there and go backwards.
+func (p *prober) sweep(now time.Time) (send []probe, open int, wake time.Time) {
+	for !p.next.After(now) {
+		if p.opening > 0 {
+			return send, 0, time.Time{} // until they are opened
+		}
+		if len(p.socks) < sweepSockets && !p.closed {
+			p.opening = min(spreadOpen, sweepSockets-len(p.socks))
+			p.next = p.next.Add(spreadStep)
+			return send, p.opening, time.Time{}
+		}
+		n := len(p.socks)
+		cycle, i := p.sent/n, p.sent%n
+		round := cycle / sweepCycles
+		if round == sweepRounds {
+			p.finished = true
+			return send, 0, time.Time{}
+		}
+		lead := sweepLead + round*sweepMore
+		to := p.count.after(round*sweepSockets + lead)
+		p.sent++
+		if cycle%sweepCycles == 0 {
+			send = append(send, probe{p.socks[i], to, lowTTL})
+			if i == n-1 {
+				p.next = p.next.Add(spreadPause)
+			}
+			continue
+		}
+		send = append(send, probe{p.socks[(lead+n-i)%n], to, normalTTL})
+		p.next = p.next.Add(sweepPace)
 	}
 	return send, 0, p.next
 }

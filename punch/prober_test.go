@@ -77,7 +77,7 @@ func TestExchangeIsBounded(t *testing.T) {
 func TestSearchTriesEachPortOnceAndFindsNeighbours(t *testing.T) {
 	start := time.Unix(1000, 0)
 	for seed := range uint64(20) {
-		p := newGuesser(start, rand.New(rand.NewPCG(seed, 1)), search, &fakeSocket{}, netip.AddrPortFrom(peer.Addr(), 0))
+		p := newGuesser(start, rand.New(rand.NewPCG(seed, 1)), search, &fakeSocket{}, netip.AddrPortFrom(peer.Addr(), 0), sequence{})
 		tried := make(map[uint16]bool)
 		var order []uint16
 		end := runProber(t, &p, start, 0, func(_ time.Time, q probe) {
@@ -124,7 +124,7 @@ func TestSpread(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			start := time.Unix(1000, 0)
-			p := newGuesser(start, rand.New(rand.NewPCG(1, 1)), spread, &fakeSocket{}, peer)
+			p := newGuesser(start, rand.New(rand.NewPCG(1, 1)), spread, &fakeSocket{}, peer, sequence{})
 			sent := make(map[Socket]int)
 			var count, low int
 			var pause time.Duration

@@ -17,6 +17,7 @@ type remote struct {
 	token    token            // to be echoed
 	seen     netip.AddrPort   // the peer's punch socket, as the relay last saw it; may be invalid
 	told     []netip.AddrPort // what the peer says of itself
+	count    sequence         // of the peer's router, if it counts its ports up and the peer says so
 	verified netip.Addr       // host that was proved to be the peer's; invalid while none is
 }
 
@@ -30,7 +31,10 @@ func (r *remote) update(p *payload, verified netip.Addr) {
 	if verified.IsValid() {
 		r.verified = verified
 	}
-	r.told = nil
+	r.told, r.count = nil, sequence{}
+	if r.firewall >= dht.FirewallRandom {
+		r.count = announced(p.addresses)
+	}
 	for _, a := range p.addresses {
 		if len(r.told) < maxRemoteAddrs && probeable(a.Addr()) && !slices.Contains(r.told, a) {
 			r.told = append(r.told, a)
@@ -62,13 +66,16 @@ func (r *remote) targets() (addrs []netip.AddrPort, doubtful int) {
 	return append(addrs, unproved...), len(unproved)
 }
 
-// proved returns where to guess: for a search the peer's host, for a spread its address. ok is false while the
+// proved returns where to guess: for a search or a sweep the peer's host, for a spread its address. ok is false while the
 // peer has not proved that the host is its own.
 func (r *remote) proved(s strategy) (target netip.AddrPort, ok bool) {
 	if !r.verified.IsValid() {
 		return netip.AddrPort{}, false
 	}
-	if s == search {
+	if s == sweep && r.count.next.Addr() != r.verified {
+		return netip.AddrPort{}, false
+	}
+	if s == search || s == sweep {
 		return netip.AddrPortFrom(r.verified, 0), true
 	}
 	if targets, doubtful := r.targets(); len(targets) > doubtful && targets[0].Addr() == r.verified {
@@ -80,4 +87,12 @@ func (r *remote) proved(s strategy) (target netip.AddrPort, ok bool) {
 		}
 	}
 	return netip.AddrPort{}, false
+}
+
+// counter returns the counter of the router of a host that is proved to be the peer's.
+func (r *remote) counter() sequence {
+	if r.count.next.Addr() != r.verified {
+		return sequence{}
+	}
+	return r.count
 }

@@ -202,12 +202,12 @@ func (s *server) answer(now time.Time, r *request) {
 		case own == dht.FirewallUnknown:
 			s.refuse(now, r, ErrLocalUnknown)
 			return
-		case own >= dht.FirewallRandom && s.remote.firewall >= dht.FirewallRandom:
+		case own >= dht.FirewallRandom && s.remote.firewall >= dht.FirewallRandom && s.strategy() == impossible:
 			s.refuse(now, r, ErrBothRandom)
 			return
 		}
 	}
-	addrs := s.survey.addresses()
+	addrs := s.survey.sequence(false).announce(s.survey.addresses())
 	if (own == dht.FirewallOpen || own == dht.FirewallConsistent) && slices.Contains(addrs, r.payload.remoteAddress) &&
 		probeable(r.peer.Addr()) {
 		s.quick = newExchange(now, s.main, openedVolleys())
@@ -237,9 +237,14 @@ func (s *server) answer(now time.Time, r *request) {
 	s.out.answers = append(s.out.answers, answer{to: r.to, payload: p})
 }
 
+// strategy returns how the two NATs are punched, as far as they are known.
+func (s *server) strategy() strategy {
+	return strategyFor(s.survey.firewall, s.remote.firewall, s.remote.count.valid() && s.survey.sequence(false).valid())
+}
+
 // punch begins to punch, or takes over a new address of the client. It returns why that cannot be.
 func (s *server) punch(now time.Time) (reason error) {
-	how := strategyFor(s.survey.firewall, s.remote.firewall)
+	how := s.strategy()
 	switch {
 	case s.survey.firewall == dht.FirewallUnknown:
 		return ErrLocalUnknown
@@ -264,7 +269,7 @@ func (s *server) punch(now time.Time) (reason error) {
 			return ErrBusy
 		}
 		s.limited = true
-		s.prober = newGuesser(now, s.rand, how, s.main, target)
+		s.prober = newGuesser(now, s.rand, how, s.main, target, s.remote.counter())
 	}
 	s.state = serverPunching
 	return nil

@@ -142,7 +142,7 @@ func strategy(local, remote dht.Firewall) string {
 	case local == dht.FirewallUnknown || remote == dht.FirewallUnknown:
 		return ""
 	case random(local) && random(remote):
-		return "both NATs use another port for each destination: only a relay connects them"
+		return "both NATs use another port for each destination: only a relay connects them, unless both count their ports up"
 	case random(local):
 		return "many sockets here, in the hope that the peer guesses the port of one"
 	case random(remote):

@@ -37,6 +37,13 @@ func openFilter(public netip.Addr) lab.NATConfig {
 	return cfg
 }
 
+// counting is a NAT with the next port for each destination.
+func counting(public netip.Addr) lab.NATConfig {
+	cfg := lab.Symmetric(public)
+	cfg.Ports = lab.SequentialPorts
+	return cfg
+}
+
 // TestWeaknessesOfTheReference has a row for each pair that npm hyperdht does not connect, or not every time, 60 ms from one
 // another, with a relay. Every try of a row is connected within usable, the first packet is not lost, and the path in the end is as wanted.
 func TestWeaknessesOfTheReference(t *testing.T) {
@@ -63,6 +70,21 @@ func TestWeaknessesOfTheReference(t *testing.T) {
 		within time.Duration
 	}{
 		{name: "random to random", place: between(lab.Symmetric, lab.Symmetric), usable: 350 * time.Millisecond, want: PathRelay},
+		{
+			name: "counting to counting", place: between(counting, counting),
+			usable: 350 * time.Millisecond, want: PathDirect, within: 2 * time.Second,
+		},
+		{
+			name: "counting to random", place: between(counting, lab.Symmetric), usable: 350 * time.Millisecond, want: PathRelay,
+		},
+		{
+			name: "counting to consistent", place: between(counting, lab.Linux),
+			usable: 350 * time.Millisecond, want: PathDirect, within: time.Second,
+		},
+		{
+			name: "consistent to counting", place: between(lab.Linux, counting),
+			usable: 350 * time.Millisecond, want: PathDirect, within: time.Second,
+		},
 		{
 			name: "relay and punch race", place: between(lab.Linux, lab.Linux),
 			usable: 350 * time.Millisecond, want: PathDirect, within: 2 * time.Second,
