@@ -45,8 +45,8 @@
 // # Limitations
 //
 //   - IPv4 only, as the messages are.
-//   - Two random NATs are not punched, unless both count their ports up. A counter that others of its users move on by
-//     more than some thirty ports a second is guessed like a random one, or missed.
+//   - Two random NATs are not punched, unless both count their ports up; and then not if others behind one of
+//     them take hundreds of ports a second.
 //   - A socket found behind a random NAT is not exchanged for a new one in the hope for better luck.
 //   - Where a probe of TTL 5 reaches a router that takes note of it and then moves its own host to another port, the
 //     attempt fails.
