@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,13 +14,19 @@ import (
 func TestStrays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNetwork(1)
+		var mu sync.Mutex // guards got
 		var got []string
+		note := func(format string, args ...any) {
+			mu.Lock()
+			defer mu.Unlock()
+			got = append(got, fmt.Sprintf(format, args...))
+		}
 		hear := StreamConfig{
 			Accept: func(Socket, netip.AddrPort) bool { return false },
 			OnStray: func(_ Socket, from netip.AddrPort, message []byte) {
-				got = append(got, fmt.Sprintf("%v %t %q", from, message == nil, message))
+				note("%v %t %q", from, message == nil, message)
 			},
-			OnMessage: func(b []byte) { got = append(got, fmt.Sprintf("message %q", b)) },
+			OnMessage: func(b []byte) { note("message %q", b) },
 		}
 		a, b := pairConfig(t, n, lan, lan, StreamConfig{}, hear)
 		home, away := a.path, n.port("192.0.2.3:3", NewMux(Config{}), lan)
@@ -39,6 +47,8 @@ func TestStrays(t *testing.T) {
 		want := []string{
 			`message "from home"`, `192.0.2.3:3 false "from elsewhere"`, `192.0.2.3:3 false ""`, `192.0.2.3:3 true ""`,
 		}
+		mu.Lock()
+		defer mu.Unlock()
 		if !slices.Equal(got, want) {
 			t.Errorf("got %q, want %q", got, want)
 		}
@@ -61,16 +71,16 @@ func TestOnDone(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				done := 0
-				a, b := pairConfig(t, newNetwork(1), lan, lan, StreamConfig{OnDone: func() { done++ }}, StreamConfig{})
+				var done atomic.Int32
+				a, b := pairConfig(t, newNetwork(1), lan, lan, StreamConfig{OnDone: func() { done.Add(1) }}, StreamConfig{})
 				time.Sleep(time.Second)
-				if done != 0 {
+				if done.Load() != 0 {
 					t.Error("done before the end")
 				}
 				row.end(a, b)
 				time.Sleep(time.Minute)
-				if done != 1 {
-					t.Errorf("OnDone was called %d times, want once", done)
+				if n := done.Load(); n != 1 {
+					t.Errorf("OnDone was called %d times, want once", n)
 				}
 				b.Reset(nil)
 			})
