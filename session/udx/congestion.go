@@ -100,6 +100,11 @@ func (c *congestion) capacity(gain float64) float64 {
 	return gain * c.bandwidth.get() * max(c.shortest, c.least, shortestFloor).Seconds()
 }
 
+// emptyRTT returns a round trip that shows that there was hardly a queue.
+func (c *congestion) emptyRTT() time.Duration {
+	return c.shortest + c.shortest/20 + 200*time.Microsecond + time.Duration(maxMTU/max(c.bandwidth.get(), maxMTU)*float64(time.Second))
+}
+
 // target returns the window for a gain, with room for batches on both ends.
 func (c *congestion) target(gain float64) int {
 	burst := min(max(c.rate*pacerQuantum.Seconds(), pacerMinBurst), pacerMaxBurst)
@@ -116,7 +121,7 @@ func (c *congestion) acked(now instant, r rateSample, delivered int64) {
 	c.updateBandwidth(r, delivered)
 	c.updateExtra(now, r)
 	if c.full {
-		c.overrun.acked(now, r, c.newRound, max(int(c.capacity(1)+c.bandwidth.get()*ackDelay.Seconds()), minWindow))
+		c.overrun.acked(now, r, c.newRound, max(int(c.capacity(1)+c.bandwidth.get()*ackDelay.Seconds()), minWindow), c.emptyRTT())
 	}
 	c.updateCycle(now, r)
 	c.updateFull(r)

@@ -4,7 +4,10 @@ import "time"
 
 const (
 	overrunLoss   = .02       // more loss than this in a round is looked into
-	overrunSample = 256 << 10 // bytes a round must carry to be judged
+	overrunSample = 256 << 10 // bytes after which the rounds since the last time are judged
+	overrunRounds = 8         // number of rounds after which they are, if they carried
+	overrunScant  = 48 << 10  // … as much as this
+	overrunLeast  = 3         // packets lost, to be looked into
 	overrunCut    = .75       // of what was in flight, for each trial
 	overrunTrials = 3
 	overrunGrowth = maxMTU           // of the bound, for the first round that goes well; twice as much for the next
@@ -13,32 +16,43 @@ const (
 
 // overrun bounds what is in flight where that is what causes loss: a queue or a receiver's buffer shorter than the
 // model of the path makes believe. It tells such loss from chance by trial: with less in flight, the one goes away
-// and the other does not.
+// and the other does not, although the queue is empty now and then. If it never is, others fill it, and the bound stays.
 type overrun struct {
 	bound  int     // bytes; zero: none
 	growth int     // of bound in the next round that goes well
 	chance float64 // share of loss that does not depend on what is in flight
 	doubt  instant // when that is halved
 
-	trial        int     // trials made in a row
-	before       float64 // share of loss before the first
-	settling     bool    // this round still shows what was sent before the trial
-	lost, passed int     // bytes this round
-	peak         int     // most in flight this round
+	trial        int           // trials made in a row
+	before       float64       // share of loss before the first
+	settling     bool          // this round still shows what was sent before the trial
+	rounds       int           // since they were judged
+	lost, passed int           // bytes in them
+	peak         int           // most in flight this round
+	rtt          time.Duration // shortest round trip of this round; zero: none
 }
 
 // acked takes what an acknowledgement showed; newRound says that it begins a round trip, floor is what the path
-// holds without a queue.
-func (o *overrun) acked(now instant, r rateSample, newRound bool, floor int) {
+// holds without a queue, and empty is a round trip that shows that there was none.
+func (o *overrun) acked(now instant, r rateSample, newRound bool, floor int, empty time.Duration) {
+	if r.rtt > 0 && (o.rtt == 0 || r.rtt < o.rtt) {
+		o.rtt = r.rtt
+	}
 	o.lost = max(o.lost+r.lost-r.undone, 0)
 	o.passed += r.acked
 	o.peak = max(o.peak, r.inFlight+r.acked)
-	if !newRound || o.lost+o.passed < overrunSample {
+	if !newRound {
 		return
 	}
+	o.rounds++
+	if n := o.lost + o.passed; n < overrunSample && (n < overrunScant || o.rounds < overrunRounds) {
+		return
+	}
+	few := o.lost < overrunLeast*maxMTU
 	share := float64(o.lost) / float64(o.lost+o.passed)
 	peak := o.peak
-	o.lost, o.passed, o.peak = 0, 0, 0
+	queued := o.rtt > empty
+	o.lost, o.passed, o.peak, o.rtt, o.rounds = 0, 0, 0, 0, 0
 	if o.settling {
 		o.settling = false
 		return
@@ -46,8 +60,10 @@ func (o *overrun) acked(now instant, r rateSample, newRound bool, floor int) {
 	if o.chance > 0 && now > o.doubt {
 		o.chance, o.doubt = o.chance/2, now.add(overrunForget)
 	}
-	switch high := share > overrunLoss+1.5*o.chance; {
+	switch high := share > overrunLoss+1.5*o.chance && !few; {
 	case o.trial > 0 && share < o.before/2: // it went away
+		o.trial = 0
+	case o.trial >= overrunTrials && queued: // others fill the queue
 		o.trial = 0
 	case o.trial >= overrunTrials: // it did not
 		o.trial, o.bound = 0, 0

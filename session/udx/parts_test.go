@@ -369,25 +369,29 @@ func TestBlocksThatMakeNoSense(t *testing.T) {
 
 func TestOverrunTellsQueuesFromChance(t *testing.T) {
 	const floor = 100e3
-	run := func(loss func(inFlight int) float64) overrun {
+	const shortest = 20 * time.Millisecond
+	run := func(rtt time.Duration, loss func(inFlight int) float64) overrun {
 		var o overrun
 		for i := range 200 {
 			inFlight := o.limit(1000e3)
 			const acked = 1000e3
 			lost := int(acked * loss(inFlight))
 			o.acked(instant(i+1)*instant(50*time.Millisecond),
-				rateSample{acked: acked - lost, lost: lost, inFlight: inFlight - acked + lost}, true, floor)
+				rateSample{acked: acked - lost, lost: lost, inFlight: inFlight - acked + lost, rtt: rtt}, true, floor, shortest*21/20)
 		}
 		return o
 	}
-	if o := run(func(int) float64 { return .01 }); o != (overrun{}) {
+	if o := run(shortest, func(int) float64 { return .01 }); o != (overrun{}) {
 		t.Errorf("a little loss: %+v", o)
 	}
-	if o := run(func(int) float64 { return .2 }); o.bound != 0 || o.chance < .19 || o.chance > .21 {
+	if o := run(shortest, func(int) float64 { return .2 }); o.bound != 0 || o.chance < .19 || o.chance > .21 {
 		t.Errorf("20 %% loss by chance: %+v", o)
 	}
-	o := run(func(inFlight int) float64 { return max(float64(inFlight-600e3)/float64(inFlight), 0) })
+	o := run(shortest, func(inFlight int) float64 { return max(float64(inFlight-600e3)/float64(inFlight), 0) })
 	if o.bound < 400e3 || o.bound > 700e3 || o.chance != 0 {
 		t.Errorf("a queue that ends at 600,000 bytes: %+v", o)
+	}
+	if o := run(shortest*5/4, func(int) float64 { return .2 }); o.bound > 2*floor || o.bound == 0 || o.chance != 0 {
+		t.Errorf("a queue that others overrun: %+v", o)
 	}
 }
