@@ -400,6 +400,22 @@ func (n *Node) Nodes() []Contact {
 	return nodes
 }
 
+// Keepers returns the addresses of those members, at most limit, that keep what is announced under target, nearest first,
+// if that can be known without asking: in a network of fewer than 20 members all of them do. It returns nil where
+// more are known.
+func (n *Node) Keepers(target key.Target, limit int) []netip.AddrPort {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.table.n >= bucketSize {
+		return nil
+	}
+	var addrs []netip.AddrPort
+	for _, m := range n.table.closest(target, limit) {
+		addrs = append(addrs, m.addr())
+	}
+	return addrs
+}
+
 // AddNode tells the node of a member of the network. It enters the routing table if there is room, and is asked
 // for a sign of life; without that it is dropped.
 func (n *Node) AddNode(a netip.AddrPort) error {

@@ -284,7 +284,10 @@ func (h *Host) findPath(ctx context.Context, l *link, hs *handshaking) (*punch.C
 		h.tryLAN(ctx, l, p.Addresses4)
 	}
 	if _, open := h.node.RemoteAddr(); open || !punchable {
-		return nil, nil // an open client is reached by the server
+		if relayed && l.epoch != nil { // the server reaches an open client; to look where it comes from saves a round of probes
+			l.offer(sock, reply.Server, h.kindOf(reply.Server.Addr()))
+		}
+		return nil, nil
 	}
 	sink := new(probeSink)
 	client, err := punch.NewClient(punch.ClientConfig{
@@ -476,6 +479,18 @@ func (hs *handshaking) run(ctx context.Context, relays []netip.AddrPort) error {
 		}
 		pause(attempt(hs.host.node.DefaultSocket().(Socket), r), head)
 	}
+	// In a small network the nodes that would be found are known already: one round trip less.
+	guessing, giveUp := context.WithCancel(ctx)
+	defer giveUp()
+	for _, r := range hs.host.node.Keepers(hs.remote.Target(), handshakesAtOnce) {
+		if ctx.Err() == nil && hs.claim(r) {
+			wg.Go(func() {
+				if hs.ask(guessing, hs.host.node.DefaultSocket().(Socket), r) == nil {
+					cancel()
+				}
+			})
+		}
+	}
 	named := false // by the DHT
 	var queryErr error
 	for r, err := range hs.host.node.FindPeer(ctx, hs.remote.Target(), relays) {
@@ -500,6 +515,9 @@ func (hs *handshaking) run(ctx context.Context, relays []netip.AddrPort) error {
 				cancel()
 			}
 		})
+	}
+	if !named {
+		giveUp()
 	}
 	wg.Wait()
 	hs.mu.Lock()
@@ -539,26 +557,35 @@ func (hs *handshaking) try(ctx context.Context, sock Socket, relay netip.AddrPor
 	*hs.stage = StageHandshake
 	hs.mu.Unlock()
 	hs.account.step(StageHandshake, "sending our handshake by way of node %v", relay)
+	err := hs.ask(ctx, sock, relay)
+	if err != nil && ctx.Err() == nil {
+		hs.account.step(StageHandshake, "no answer by way of node %v", relay)
+	}
+	return err == nil
+}
+
+var errAnswered = errors.New("answered already")
+
+// ask sends the handshake from sock to one relay, or the peer itself. It returns nil if the answer is good, and the first that is.
+func (hs *handshaking) ask(ctx context.Context, sock Socket, relay netip.AddrPort) error {
 	reply, err := hs.host.node.Handshake(ctx, relay, sock, hs.remote.Target(), hs.message)
 	if err != nil {
-		if ctx.Err() == nil {
-			hs.account.step(StageHandshake, "no answer by way of node %v", relay)
-		}
-		return false
+		return err
 	}
 	hs.mu.Lock()
 	defer hs.mu.Unlock()
 	if hs.good {
-		return false
+		return errAnswered
 	}
 	b, res, err := hs.initiator.Read(reply.Noise)
 	if err != nil {
-		return false
+		return err
 	}
 	p, err := noise.ParsePayload(b)
 	if err != nil {
-		return false
+		return err
 	}
+	*hs.stage = StageHandshake
 	hs.good, hs.reply, hs.sock, hs.payload, hs.result = true, reply, sock, p, res
-	return true
+	return nil
 }

@@ -32,7 +32,8 @@
 // # The next time
 //
 // The socket of a punched path is shared by all links that use it, and kept for 25 s after the last. Whoever connects to a peer again
-// asks it there first, in one round trip and without the DHT; then the nodes that led to it before, and last the DHT.
+// asks it there first, in one round trip and without the DHT; then the nodes that led to it before, and last the DHT. In a network of fewer
+// than 20 nodes each of them keeps every announcement, so that the nearest can be asked without looking for them.
 //
 // # Streams that move
 //

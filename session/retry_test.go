@@ -95,6 +95,7 @@ func TestRelayedLinksBecomeDirectLater(t *testing.T) {
 				a.wantPath(t, b.public(), PathDirect, row.within)
 				b.wantPath(t, a.public(), PathDirect, 5*time.Second)
 				t.Logf("direct after %v", time.Since(healed))
+				time.Sleep(time.Second) // the gap of the change is over
 				f.reset()
 				f.wantGap(t, "direct", time.Minute, 200*time.Millisecond)
 				a.wantPath(t, b.public(), PathDirect, 0)
