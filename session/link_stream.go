@@ -89,9 +89,10 @@ func (l *link) secureStream() {
 	})
 }
 
-// streamDone is the stream's hook for its end, which is the end of a link without a tunnel.
+// streamDone is the stream's hook for its end, which is the end of a link without a tunnel. While the link is being set up, whoever
+// does that notices by himself.
 func (l *link) streamDone() {
-	if l.epoch != nil {
+	if l.secure.Load() == nil || l.epoch != nil {
 		return
 	}
 	l.close(cmp.Or(l.stream.Err(), net.ErrClosed))
