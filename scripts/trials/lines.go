@@ -22,21 +22,23 @@ import (
 
 // line is what both access links do to packets, in each direction.
 type line struct {
-	name  string
-	imp   netlab.Impairment
-	limit time.Duration // p95 of connecting
+	name    string
+	imp     netlab.Impairment
+	limit   time.Duration // p95 of connecting
+	oneSide bool          // only the server's access link does it
 }
 
 // lines are all there are. Loss is per link and direction: of a question and its answer, which cross four, less remains.
 var lines = []line{
-	{"clean", netlab.Impairment{}, 350 * time.Millisecond},
-	{"loss-5", netlab.Impairment{Loss: 0.05}, 2 * time.Second},
-	{"loss-20", netlab.Impairment{Loss: 0.2}, 5 * time.Second},
-	{"loss-50", netlab.Impairment{Loss: 0.5}, 30 * time.Second},
-	{"bursts", netlab.Impairment{Burst: 0.02, BurstLength: 10}, 30 * time.Second}, // of ten packets, however few there are
-	{"reorder-25", netlab.Impairment{Reorder: 0.25, Jitter: 10 * time.Millisecond}, 2 * time.Second},
-	{"duplicate-25", netlab.Impairment{Duplicate: 0.25}, 2 * time.Second},
-	{"corrupt-5", netlab.Impairment{Corrupt: 0.05}, 2 * time.Second},
+	{name: "clean", limit: 350 * time.Millisecond},
+	{name: "loss-5", imp: netlab.Impairment{Loss: 0.05}, limit: 2 * time.Second},
+	{name: "loss-20", imp: netlab.Impairment{Loss: 0.2}, limit: 5 * time.Second},
+	{name: "loss-50-one-side", imp: netlab.Impairment{Loss: 0.5}, limit: 30 * time.Second, oneSide: true},
+	{name: "loss-50", imp: netlab.Impairment{Loss: 0.5}, limit: 30 * time.Second},
+	{name: "bursts", imp: netlab.Impairment{Burst: 0.02, BurstLength: 10}, limit: 30 * time.Second}, // of ten packets, however few there are
+	{name: "reorder-25", imp: netlab.Impairment{Reorder: 0.25, Jitter: 10 * time.Millisecond}, limit: 2 * time.Second},
+	{name: "duplicate-25", imp: netlab.Impairment{Duplicate: 0.25}, limit: 2 * time.Second},
+	{name: "corrupt-5", imp: netlab.Impairment{Corrupt: 0.05}, limit: 2 * time.Second},
 }
 
 const (
@@ -61,7 +63,7 @@ func (c *config) runLines(ctx context.Context, w *output) error {
 	results := make([][]result, len(chosen))
 	err := c.parallel(ctx, len(chosen), func(i int, prefix string) (err error) {
 		results[i], err = c.runPair(ctx, pair{
-			Server: chosen[i].name, want: "direct", build: mixed("home", "home"), line: &chosen[i].imp, patience: linePatience, watch: watchTime,
+			Server: chosen[i].name, want: "direct", build: mixed("home", "home"), line: &chosen[i].imp, oneSide: chosen[i].oneSide, patience: linePatience, watch: watchTime,
 		}, prefix)
 		return err
 	})

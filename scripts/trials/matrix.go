@@ -35,6 +35,7 @@ type pair struct {
 	build          func(l *netlab.Lab, delay time.Duration) ([2]place, error)
 
 	line     *netlab.Impairment // of both access links
+	oneSide  bool               // … of the server's only
 	patience time.Duration      // for joining, announcing and connecting; 0: the usual
 	watch    time.Duration      // how long to count changes of path, in the first try
 }
@@ -196,7 +197,10 @@ func (c *config) runPair(ctx context.Context, p pair, prefix string) (results []
 		return nil, err
 	}
 	if p.line != nil {
-		for _, e := range ends {
+		for i, e := range ends {
+			if p.oneSide && i > 0 {
+				break
+			}
 			imp := *p.line
 			imp.Delay += c.delay
 			e.outer.Link.Set(imp)
