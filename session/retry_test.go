@@ -85,6 +85,7 @@ func TestRelayedLinksBecomeDirectLater(t *testing.T) {
 				b.listen(t)
 				a.Peer(b.public()).Connect()
 				a.connected(t, b.public())
+				time.Sleep(time.Second) // to wait for the connection is to want one, and would make another
 				b.connected(t, a.public())
 				f := startFlow(t, a, b)
 				f.wantGap(t, "relayed, and looking for a direct path", row.wait, 200*time.Millisecond)
