@@ -3,12 +3,14 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"net/netip"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"omegatun/dht/key"
 	"omegatun/scripts/e2e/e2etest"
 	"omegatun/scripts/e2e/peer"
 	"omegatun/scripts/netlab"
@@ -26,9 +28,15 @@ func TestStrangerGetsNoAnswer(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	wanted, err := key.ParsePublic(listed.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dialled := wanted.Target() // host a looks for the listed peer itself
+
 	var asked, answered, toStranger atomic.Int32
 	stop, err := a.Host().Capture("eth0", func(d netlab.Datagram) {
-		handshake := isHandshake(d.Payload)
+		handshake := isHandshake(d.Payload) && !bytes.Contains(d.Payload, dialled[:])
 		switch {
 		case handshake && d.Out:
 			answered.Add(1)
