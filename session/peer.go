@@ -263,31 +263,36 @@ func (p *Peer) hurry() {
 	}
 }
 
+// dialOnce makes one attempt, when it is its turn. It returns nil once a link is up, which the peer has then.
+func (p *Peer) dialOnce(ctx context.Context) error {
+	h := p.host
+	select {
+	case h.dials <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer func() { <-h.dials }()
+	if ctx.Err() != nil { // both were possible
+		return context.Cause(ctx)
+	}
+	if at, near := p.neighbourAddr(); near && p.dialNeighbour(ctx, at) == nil {
+		return nil
+	}
+	_, err := h.dial(ctx, dialing{
+		local: h.cfg.Identity, remote: p.key, tunnel: true, needless: p.sound,
+	})
+	return err
+}
+
 // dialUntilConnected dials until a link is up, the peer is no longer wanted, or ctx ends.
 func (p *Peer) dialUntilConnected(ctx context.Context) {
 	h := p.host
 	wait := firstRetry
 	for {
-		select {
-		case h.dials <- struct{}{}:
-		case <-ctx.Done():
-		}
-		var err error
-		if ctx.Err() == nil {
-			at, near := p.neighbourAddr()
-			if near {
-				err = p.dialNeighbour(ctx, at)
-			}
-			if !near || err != nil {
-				_, err = h.dial(ctx, dialing{
-					local: h.cfg.Identity, remote: p.key, tunnel: true, needless: p.sound,
-				})
-			}
-			<-h.dials
-			if err == nil { // linkUp has given the link to the peer
-				p.dialEnded(nil)
-				return
-			}
+		err := p.dialOnce(ctx)
+		if err == nil {
+			p.dialEnded(nil)
+			return
 		}
 		p.mu.Lock()
 		done := ctx.Err() != nil || p.soundLocked() || p.removed
