@@ -2,6 +2,7 @@ package session
 
 import (
 	"fmt"
+	"net/netip"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -51,6 +52,41 @@ func TestPeerIsWantedAgainAtOnce(t *testing.T) {
 		time.Sleep(2 * maxRetry)
 		if s := p.Status(); s.State != PeerConnected {
 			t.Errorf("state %q a minute after the peer has come, want connected", s.State)
+		}
+	})
+}
+
+// A peer that moves more often than addresses are remembered is followed all the same.
+func TestTunnelFollowsAPeerThatMovesOften(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
+		natA := w.net.NAT("home-a", lab.Linux(pubA))
+		a, b := w.end(natA.Host("a", inA), keyOf("b")), w.end(w.net.Host("b", pubB), keyOf("a"))
+		b.listen(t)
+		a.Peer(b.public()).Connect()
+		a.connected(t, b.public())
+		b.connected(t, a.public())
+		exchange(t, a, b)
+		first := b.Peer(a.public()).cur.Load()
+		for round := range 3 * maxCandidates {
+			natA.SetPublic(netip.AddrFrom4([4]byte{192, 88, 99, byte(120 + round%100)}))
+			if err := a.Peer(b.public()).Send([][]byte{packet("here")}); err != nil {
+				t.Fatal(err)
+			}
+			b.wantPacket(t, a.public(), "here")
+			time.Sleep(time.Second)
+			if err := b.Peer(a.public()).Send([][]byte{packet("there")}); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case <-a.got:
+			case <-time.After(time.Second):
+				t.Fatalf("after %d changes of address b sends elsewhere", round+1)
+			}
+			time.Sleep(time.Minute)
+		}
+		if b.Peer(a.public()).cur.Load() != first {
+			t.Error("it took another handshake")
 		}
 	})
 }

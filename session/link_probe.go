@@ -234,6 +234,9 @@ func (l *link) authentic(sock Socket, from netip.AddrPort, now time.Time) {
 	}
 	l.mu.Lock()
 	known := l.prober.heard(sock, from, probesToCheck, now)
+	if !known { // where the peer is now counts for more than where it once was
+		l.prober.makeRoom(l.cur.Load())
+	}
 	l.mu.Unlock()
 	if !known {
 		l.offer(sock, from, l.host.kindOver(sock, from.Addr()))

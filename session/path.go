@@ -92,7 +92,8 @@ func (r *route) path() Path {
 
 const (
 	// maxCandidates bounds the addresses probed for one link. Eight local addresses of a machine with
-	// containers, its public one and a few sources seen during roaming are what happens in practice.
+	// containers, its public one and a few sources seen during roaming are what happens in practice. Where the peer is heard
+	// from counts for more than where it once was: see makeRoom.
 	maxCandidates = 24
 	// outstanding is how many unanswered probes of a candidate are remembered. At the fastest pace it
 	// covers round trips of two seconds.
@@ -186,6 +187,20 @@ func (p *prober) heardFrom(sock Socket, remote netip.AddrPort) *route {
 		}
 	}
 	return nil
+}
+
+// makeRoom forgets, if there are as many candidates as may be, the one that was heard least lately, but not cur.
+func (p *prober) makeRoom(cur *route) {
+	if len(p.cands) < maxCandidates {
+		return
+	}
+	oldest := -1
+	for i, c := range p.cands {
+		if c.route != cur && (oldest < 0 || c.route.heard.Load() < p.cands[oldest].route.heard.Load()) {
+			oldest = i
+		}
+	}
+	p.cands = slices.Delete(p.cands, oldest, oldest+1)
 }
 
 // refresh sees to it that paths beside cur stay known: relayed ones are kept open, better ones are looked for again, and those
