@@ -222,8 +222,10 @@ type monitor struct {
 	wg     sync.WaitGroup
 	socks  [2]*net.UDPConn
 
-	mu       sync.Mutex // guards the fields below
-	arrivals []time.Time
+	mu       sync.Mutex    // guards the fields below
+	arrivals []time.Time   // of datagrams
+	received []time.Time   // of TCP's bytes
+	since    time.Time     // when the fault happened, or was over if that is what counts; zero: nothing is to be said of TCP
 	stall    time.Duration // the longest that the sender was late: how busy this machine was
 
 	tcp     net.Conn // a's end
@@ -250,7 +252,10 @@ func (b *bed) watch(ctx context.Context, kind traffic) (*monitor, error) {
 	m.wg.Go(func() { m.receiveTCP(inner, ln) })
 	dial, cancelDial := context.WithTimeout(ctx, 20*time.Second)
 	defer cancelDial()
-	if m.tcp, err = b.peers[0].Net.Dial(dial, "tcp", netip.AddrPortFrom(b.peers[1].IPv6, tcpPort)); err != nil {
+	if m.tcp, err = b.peers[0].Net.Dial(dial, "tcp", netip.AddrPortFrom(b.peers[1].IPv6, tcpPort)); err == nil {
+		err = patientTCP(m.tcp)
+	}
+	if err != nil {
 		m.stop()
 		return nil, err
 	}
@@ -326,16 +331,27 @@ func (m *monitor) note(c *net.UDPConn) {
 func (m *monitor) gap(from time.Time) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	last, longest := from, time.Duration(0)
-	for _, at := range m.arrivals {
-		if at.Before(from) {
-			last = at
-			continue
+	gap, since := longest(m.arrivals, from)
+	return max(gap, since)
+}
+
+// longest returns the longest time without an arrival since from, and the time since the last one.
+func longest(arrivals []time.Time, from time.Time) (gap, since time.Duration) {
+	last := from
+	for _, at := range arrivals {
+		if at.After(from) {
+			gap = max(gap, at.Sub(last))
 		}
-		longest = max(longest, at.Sub(last))
 		last = at
 	}
-	return max(longest, time.Since(last))
+	return gap, time.Since(last)
+}
+
+// counts says from when on the gap of the TCP transfer is to be measured.
+func (m *monitor) counts(from time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.since = from
 }
 
 // wait waits for the first arrival after from that another one follows within half a second, and returns how long that took.
@@ -402,27 +418,55 @@ func (m *monitor) receiveTCP(ctx context.Context, ln net.Listener) {
 	}
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { c.Close() })()
-	n, err := io.Copy(io.Discard, c)
-	m.result <- tcpResult{n, err}
+	err = patientTCP(c)
+	var r tcpResult
+	b := make([]byte, 64<<10)
+	for err == nil {
+		var n int
+		if n, err = c.Read(b); n > 0 {
+			r.received += int64(n)
+			m.mu.Lock()
+			m.received = append(m.received, time.Now())
+			m.mu.Unlock()
+		}
+	}
+	if !errors.Is(err, io.EOF) {
+		r.err = err
+	}
+	m.result <- r
 }
+
+// patientTCP makes a connection wait as long as TCP itself does, as those of most programs. Go's would be given up after
+// 150 s in which nobody answers, if it has nothing to send.
+func patientTCP(c net.Conn) error { return c.(*net.TCPConn).SetKeepAlive(false) }
 
 // tcpLimit is how long the transfer may take to end after the tunnel works again: TCP itself waits longer and longer between
 // its attempts, as long as the outage was.
 const tcpLimit = 150 * time.Second
 
-// finish ends the TCP transfer and reports whether all of it arrived.
-func (m *monitor) finish(ctx context.Context) (survived bool) {
+// finish ends the TCP transfer and notes whether all of it arrived.
+func (m *monitor) finish(ctx context.Context, o *outcome) {
 	close(m.sending)
 	defer m.stop()
 	select {
 	case r := <-m.result:
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		return r.err == nil && r.received == m.sent && m.sent >= tcpChunk
+		o.TCP = r.err == nil && r.received == m.sent && m.sent >= tcpChunk
+		switch {
+		case r.err != nil:
+			o.TCPError = r.err.Error()
+		case !o.TCP:
+			o.TCPError = fmt.Sprintf("%d of %d bytes arrived", r.received, m.sent)
+		case !m.pausing && !m.since.IsZero():
+			gap, _ := longest(m.received, m.since)
+			o.TCPGapMS = msOf(gap)
+		}
 	case <-time.After(tcpLimit):
+		o.TCPError = "not within " + tcpLimit.String()
 	case <-ctx.Done():
+		o.TCPError = context.Cause(ctx).Error()
 	}
-	return false
 }
 
 func (m *monitor) stop() {

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,9 +35,12 @@ type outcome struct {
 	GapMS   float64            `json:"gap_ms"`
 	Further map[string]float64 `json:"further_ms,omitempty"`
 	TCP     bool               `json:"tcp_survived"`
-	StallMS float64            `json:"lab_stall_ms"` // the longest that the lab itself stood still: the machine was busy
-	Message string             `json:"message,omitempty"`
-	Path    string             `json:"path,omitempty"` // at the end
+	// TCPGapMS is the longest time without a byte of the transfer: TCP waits longer and longer between its attempts.
+	TCPGapMS float64 `json:"tcp_gap_ms,omitempty"`
+	TCPError string  `json:"tcp_error,omitempty"`
+	StallMS  float64 `json:"lab_stall_ms"` // the longest that the lab itself stood still: the machine was busy
+	Message  string  `json:"message,omitempty"`
+	Path     string  `json:"path,omitempty"` // at the end
 }
 
 const (
@@ -57,6 +61,7 @@ func (c *config) longer(d, full time.Duration) time.Duration {
 func sudden(f func(b *bed) error) func(context.Context, *config, *bed, *monitor, *outcome) error {
 	return func(ctx context.Context, _ *config, b *bed, m *monitor, o *outcome) error {
 		at := time.Now()
+		m.counts(at)
 		if err := f(b); err != nil {
 			return err
 		}
@@ -80,7 +85,9 @@ func sudden(f func(b *bed) error) func(context.Context, *config, *bed, *monitor,
 func healed(ctx context.Context, m *monitor, o *outcome) error {
 	limit, cancel := context.WithTimeoutCause(ctx, 2*patient, errors.New("within two minutes"))
 	defer cancel()
-	took, err := m.wait(limit, time.Now())
+	at := time.Now()
+	m.counts(at)
+	took, err := m.wait(limit, at)
 	o.GapMS = msOf(took)
 	return err
 }
@@ -130,6 +137,7 @@ var faults = []fault{
 	{"direct-cut", "the direct path is cut; there is a relay", 5 * time.Second, bedConfig{relays: 1}, pings, cutDirect},
 	{"dht-killed", "all DHT nodes are killed", 250 * time.Millisecond, bedConfig{}, pings, func(ctx context.Context, c *config, b *bed, m *monitor, o *outcome) error {
 		at := time.Now()
+		m.counts(at)
 		b.nodes.Kill()
 		if err := pause(ctx, c.longer(30*time.Second, 5*time.Minute)); err != nil {
 			return err
@@ -203,6 +211,7 @@ func cutDirect(ctx context.Context, _ *config, b *bed, m *monitor, o *outcome) e
 		return err
 	}
 	at := time.Now()
+	m.counts(at)
 	if err := direct(b, false); err != nil {
 		return err
 	}
@@ -254,6 +263,7 @@ func startPeer(ctx context.Context, b *bed, m *monitor, o *outcome) error {
 	if err != nil {
 		return err
 	}
+	m.counts(ready.At)
 	took, err := m.wait(limit, start)
 	if err != nil {
 		return err
@@ -284,58 +294,49 @@ func idlePing(ctx context.Context, c *config, b *bed, m *monitor, o *outcome) er
 	return err
 }
 
+// faultRow is a fault and what it did, each time.
+type faultRow struct {
+	Fault   string    `json:"fault"`
+	About   string    `json:"about"`
+	LimitMS float64   `json:"limit_ms"`
+	Tries   []outcome `json:"tries"`
+}
+
 // runFaults lets every fault happen, several at a time, each in a lab of its own.
 func (c *config) runFaults(ctx context.Context, w *output) error {
-	for _, name := range c.only {
-		if !slices.ContainsFunc(faults, func(f fault) bool { return f.name == name }) {
-			return fmt.Errorf("there is no fault %q", name)
-		}
+	chosen, err := choose(faults, c.only, "fault", func(f fault) string { return f.name })
+	if err != nil {
+		return err
 	}
-	type row struct {
-		Fault   string    `json:"fault"`
-		About   string    `json:"about"`
-		LimitMS float64   `json:"limit_ms"`
-		Tries   []outcome `json:"tries"`
+	var rows []faultRow
+	for _, f := range chosen {
+		rows = append(rows, faultRow{f.name, f.about, msOf(cmp.Or(f.limit, 2*4*c.delay)), make([]outcome, c.tries)})
 	}
-	var rows []row
-	type job struct{ row, try int }
-	var jobs []job
-	for _, f := range faults {
-		if len(c.only) > 0 && !slices.Contains(c.only, f.name) {
-			continue
-		}
-		limit := f.limit
-		if limit == 0 {
-			limit = 2 * 4 * c.delay
-		}
-		rows = append(rows, row{f.name, f.about, msOf(limit), make([]outcome, c.tries)})
-		for t := range c.tries {
-			jobs = append(jobs, job{len(rows) - 1, t})
-		}
-	}
-	err := c.parallel(ctx, len(jobs), func(i int, prefix string) error {
-		j := jobs[i]
-		r := &rows[j.row]
-		f := faults[slices.IndexFunc(faults, func(f fault) bool { return f.name == r.Fault })]
-		o := &r.Tries[j.try]
-		if err := c.fault(ctx, f, prefix, filepath.Join("/run", fmt.Sprintf("%s-%d", f.name, j.try)), o); err != nil {
+	err = c.parallel(ctx, len(chosen)*c.tries, func(i int, prefix string) error {
+		f, try := chosen[i/c.tries], i%c.tries
+		o := &rows[i/c.tries].Tries[try]
+		if err := c.fault(ctx, f, prefix, filepath.Join("/run", fmt.Sprintf("%s-%d", f.name, try)), o); err != nil {
 			o.Message = err.Error()
 		}
-		fmt.Fprintf(os.Stderr, "%-18s %8.0f ms  TCP %v  %s %v (lab stood still for %.0f ms) %s\n", f.name, o.GapMS, o.TCP, o.Path,
+		fmt.Fprintf(os.Stderr, "%-18s %8.0f ms  TCP %v %s  %s %v (lab stood still for %.0f ms) %s\n", f.name, o.GapMS, o.TCP, o.TCPError, o.Path,
 			o.Further, o.StallMS, shorten(o.Message, 2000))
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	t := newTable("fault", "longest gap", "limit", "TCP survived", "further", "what happens")
-	for i := range rows {
-		r := &rows[i]
-		var worst float64
+	if rows, err = merge(w, "faults", rows, func(a, b faultRow) bool { return a.Fault == b.Fault }); err != nil {
+		return err
+	}
+	order := func(r faultRow) int { return slices.IndexFunc(faults, func(f fault) bool { return f.name == r.Fault }) }
+	slices.SortStableFunc(rows, func(a, b faultRow) int { return order(a) - order(b) })
+	t := newTable("fault", "longest gap", "limit", "TCP survived", "its gap", "further", "what happens")
+	for _, r := range rows {
+		var worst, gap float64
 		survived, failed := 0, ""
 		further := map[string]float64{}
 		for _, o := range r.Tries {
-			worst = max(worst, o.GapMS)
+			worst, gap = max(worst, o.GapMS), max(gap, o.TCPGapMS)
 			for k, v := range o.Further {
 				further[k] = max(further[k], v)
 			}
@@ -361,7 +362,7 @@ func (c *config) runFaults(ctx context.Context, w *output) error {
 			g.Got += ", TCP lost"
 		}
 		w.goal(g)
-		t.add(r.Fault, g.Got, ms(r.LimitMS), fmt.Sprintf("%d/%d", survived, len(r.Tries)), strings.Join(more, ", "), r.About)
+		t.add(r.Fault, g.Got, ms(r.LimitMS), fmt.Sprintf("%d/%d", survived, len(r.Tries)), ms(gap), strings.Join(more, ", "), r.About)
 	}
 	w.add("faults", "Faults, with a datagram every 50 ms and a TCP transfer through the tunnel", rows, t)
 	return nil
@@ -394,7 +395,7 @@ func (c *config) fault(ctx context.Context, f fault, prefix, dir string, o *outc
 	m.mu.Lock()
 	o.StallMS = msOf(m.stall)
 	m.mu.Unlock()
-	o.TCP = m.finish(ctx)
+	m.finish(ctx, o)
 	o.Path, _, _ = b.path(0)
 	if c.verbose || !o.TCP || f.limit > 0 && o.GapMS > msOf(f.limit) {
 		for i, u := range b.ups {

@@ -49,53 +49,44 @@ const (
 
 // runLines connects two homes over each line.
 func (c *config) runLines(ctx context.Context, w *output) error {
-	chosen := lines
-	if len(c.only) > 0 {
-		chosen = nil
-		for _, name := range c.only {
-			i := slices.IndexFunc(lines, func(l line) bool { return l.name == name })
-			if i < 0 {
-				return fmt.Errorf("there is no line %q", name)
-			}
-			chosen = append(chosen, lines[i])
-		}
+	nameOf := func(l line) string { return l.name }
+	chosen, err := choose(lines, c.only, "line", nameOf)
+	if err != nil {
+		return err
 	}
 	results := make([][]result, len(chosen))
-	err := c.parallel(ctx, len(chosen), func(i int, prefix string) (err error) {
+	err = c.parallel(ctx, len(chosen), func(i int, prefix string) (err error) {
 		results[i], err = c.runPair(ctx, pair{
 			Server: chosen[i].name, want: "direct", build: mixed("home", "home"), line: &chosen[i].imp, oneSide: chosen[i].oneSide, patience: linePatience, watch: watchTime,
 		}, prefix)
 		return err
 	})
-	t := newTable("line", "programs", "connected", "path", "median ms", "p95 ms", "changes of path a minute", "why not")
-	var all []result
-	for i, l := range chosen {
-		for _, r := range results[i] {
-			all = append(all, r)
-			v := r.values(timeOf)
-			median, p95 := times(v)
-			perMinute, why := "", ""
-			for _, try := range r.Tries {
-				if try.Watched > 0 {
-					rate := float64(try.Switches) * 60_000 / try.Watched
-					perMinute = fmt.Sprintf("%.1f", rate)
-					w.goal(goal{l.name + ": changes of path a minute", "≤ " + strconv.Itoa(maxSwitches), perMinute, rate <= maxSwitches})
-				}
-				if !try.OK {
-					why = try.Message
-				}
-			}
-			if r.ClientImpl == "go" && r.ServerImpl == "go" {
-				for len(v) < len(r.Tries) {
-					v = append(v, 1e9)
-				}
-				got, _ := quantile(v, 0.95)
-				w.atMost(l.name+": connected, p95", msOf(l.limit), got, got < 1e9)
-			}
-			t.add(l.name, r.ClientImpl+" → "+r.ServerImpl, fmt.Sprintf("%d/%d", r.connected(), len(r.Tries)), r.paths(), median, p95, perMinute, shorten(why, 60))
-		}
+	rows, err2 := merge(w, "lines", rowsOf(results), row.same)
+	if err2 != nil {
+		return errors.Join(err, err2)
 	}
-	w.add("lines", fmt.Sprintf("Connecting two homes, %.0f ms apart, over bad lines, %d tries", 4*msOf(c.delay), c.tries), all, t)
+	order := func(r row) int { return slices.IndexFunc(lines, func(l line) bool { return l.name == r.Server }) }
+	slices.SortStableFunc(rows, func(a, b row) int { return order(a) - order(b) })
+	t := newTable("line", "programs", "connected", "path", "median ms", "p95 ms", "changes of path a minute", "why not")
+	for _, r := range rows {
+		median, p95 := times(r.MS)
+		perMinute := ""
+		if r.Watched > 0 {
+			rate := float64(r.Switches) * 60_000 / r.Watched
+			perMinute = fmt.Sprintf("%.1f", rate)
+			w.goal(goal{r.Server + ": changes of path a minute", "≤ " + strconv.Itoa(maxSwitches), perMinute, rate <= maxSwitches})
+		}
+		if i := order(r); i >= 0 && r.programs() == "go → go" {
+			v := slices.Clone(r.MS)
+			for len(v) < r.Tries {
+				v = append(v, endless)
+			}
+			got, _ := quantile(v, 0.95)
+			w.atMost(r.Server+": connected, p95", msOf(lines[i].limit), got, got < endless)
+		}
+		t.add(r.Server, r.programs(), fmt.Sprintf("%d/%d", r.Connected, r.Tries), r.Paths, median, p95, perMinute, shorten(r.why(), 60))
+	}
+	w.add("lines", fmt.Sprintf("Connecting two homes, %.0f ms apart, over bad lines", 4*msOf(c.delay)), rows, t)
 	return err
 }
 
@@ -136,56 +127,67 @@ feeding:
 
 const mtuBytes = 1 << 20
 
+// numbers reads the numbers that are asked for; without any, the usual ones.
+func numbers(words []string, lowest, highest int, what string, usual ...int) (all []int, err error) {
+	if len(words) == 0 {
+		return usual, nil
+	}
+	for _, word := range words {
+		n, err := strconv.Atoi(word)
+		if err != nil || n < lowest || n > highest {
+			return nil, fmt.Errorf("%q is not %s from %d to %d", word, what, lowest, highest)
+		}
+		all = append(all, n)
+	}
+	return all, nil
+}
+
+// mtuRow is a transfer.
+type mtuRow struct {
+	MTU     int     `json:"mtu"`
+	Way     string  `json:"way"`
+	MS      float64 `json:"ms"`
+	StallMS float64 `json:"stall_ms"`
+	Message string  `json:"message,omitempty"`
+}
+
 // runMTU sends 1 MiB each way over TCP where larger packets vanish without a word.
 func (c *config) runMTU(ctx context.Context, w *output) error {
-	type row struct {
-		MTU     int     `json:"mtu"`
-		Way     string  `json:"way"`
-		MS      float64 `json:"ms"`
-		StallMS float64 `json:"stall_ms"`
-		Message string  `json:"message,omitempty"`
+	sizes, err := numbers(c.only, 576, 1500, "an MTU", 1500, 1280, 1124, 600)
+	if err != nil {
+		return err
 	}
-	sizes := []int{1500, 1280, 1124, 600}
-	if len(c.only) > 0 {
-		sizes = nil
-		for _, s := range c.only {
-			n, err := strconv.Atoi(s)
-			if err != nil || n < 576 || n > 1500 {
-				return fmt.Errorf("%q is not an MTU from 576 to 1500", s)
-			}
-			sizes = append(sizes, n)
-		}
-	}
-	rows := make([][2]row, len(sizes))
-	err := c.parallel(ctx, len(sizes), func(i int, prefix string) (err error) {
+	measured := make([][2]mtuRow, len(sizes))
+	err = c.parallel(ctx, len(sizes), func(i int, prefix string) (err error) {
 		b, err := c.newBed(ctx, prefix, filepath.Join("/run", fmt.Sprintf("mtu-%d", sizes[i])), bedConfig{mtu: sizes[i]})
 		if err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, b.close()) }()
 		for from, way := range []string{"a to b", "b to a"} {
-			r := row{MTU: sizes[i], Way: way}
+			r := mtuRow{MTU: sizes[i], Way: way}
 			took, stall, err := b.transfer(ctx, from)
 			r.MS, r.StallMS = msOf(took), msOf(stall)
 			if err != nil {
 				r.Message = err.Error()
 			}
-			rows[i][from] = r
+			measured[i][from] = r
 			fmt.Fprintf(os.Stderr, "MTU %d, %s: %.0f ms, longest stall %.0f ms %s\n", r.MTU, r.Way, r.MS, r.StallMS, r.Message)
 		}
 		return nil
 	})
-	t := newTable("MTU", "way", "1 MiB in", "longest stall", "why not")
-	var all []row
-	for _, pair := range rows {
-		for _, r := range pair {
-			all = append(all, r)
-			t.add(strconv.Itoa(r.MTU), r.Way, ms(r.MS), ms(r.StallMS), shorten(r.Message, 60))
-			w.atMost(fmt.Sprintf("MTU %d, %s: longest stall", r.MTU, r.Way), 3000, r.StallMS, r.Message == "" && r.MS > 0)
-		}
+	var rows []mtuRow
+	for _, m := range measured {
+		rows = append(rows, m[:]...)
 	}
-	w.add("mtu", "1 MiB over TCP where larger packets vanish, no ICMP", all, t)
-	return err
+	rows, err2 := merge(w, "mtu", rows, func(a, b mtuRow) bool { return a.MTU == b.MTU && a.Way == b.Way })
+	t := newTable("MTU", "way", "1 MiB in", "longest stall", "why not")
+	for _, r := range rows {
+		t.add(strconv.Itoa(r.MTU), r.Way, ms(r.MS), ms(r.StallMS), shorten(r.Message, 60))
+		w.atMost(fmt.Sprintf("MTU %d, %s: longest stall", r.MTU, r.Way), 3000, r.StallMS, r.Message == "" && r.MS > 0)
+	}
+	w.add("mtu", "1 MiB over TCP where larger packets vanish, no ICMP", rows, t)
+	return errors.Join(err, err2)
 }
 
 // transferLimit is how long one MiB may take.
@@ -263,31 +265,28 @@ const (
 	idleTime   = 2 * time.Minute
 )
 
+// idleRow is what so many peers cost.
+type idleRow struct {
+	Peers   int     `json:"peers"`
+	Packets float64 `json:"packets_per_minute"`
+	Bytes   float64 `json:"bytes_per_minute"`
+}
+
 // runIdle counts what crosses the cable of a host whose peers have nothing to say.
 func (c *config) runIdle(ctx context.Context, w *output) error {
-	type row struct {
-		Peers   int     `json:"peers"`
-		Packets float64 `json:"packets_per_minute"`
-		Bytes   float64 `json:"bytes_per_minute"`
+	counts, err := numbers(c.only, 0, 500, "a number of peers", 0, 1, 10, 100)
+	if err != nil {
+		return err
 	}
-	counts := []int{0, 1, 10, 100}
-	if len(c.only) > 0 {
-		counts = nil
-		for _, s := range c.only {
-			n, err := strconv.Atoi(s)
-			if err != nil || n < 0 || n > 500 {
-				return fmt.Errorf("%q is not a number of peers up to 500", s)
-			}
-			counts = append(counts, n)
-		}
-	}
-	rows := make([]row, len(counts))
-	err := c.parallel(ctx, len(counts), func(i int, prefix string) error {
+	rows := make([]idleRow, len(counts))
+	err = c.parallel(ctx, len(counts), func(i int, prefix string) error {
 		u, err := c.idle(ctx, prefix, filepath.Join("/run", fmt.Sprintf("idle-%d", counts[i])), counts[i])
-		rows[i] = row{counts[i], u.packets, u.bytes}
+		rows[i] = idleRow{counts[i], u.packets, u.bytes}
 		fmt.Fprintf(os.Stderr, "%d peers: %.0f packets, %.0f bytes a minute\n", counts[i], u.packets, u.bytes)
 		return err
 	})
+	rows, err2 := merge(w, "idle", rows, func(a, b idleRow) bool { return a.Peers == b.Peers })
+	slices.SortFunc(rows, func(a, b idleRow) int { return a.Peers - b.Peers })
 	t := newTable("idle peers", "packets a minute", "bytes a minute", "more for each peer")
 	for _, r := range rows {
 		more := ""
@@ -298,7 +297,7 @@ func (c *config) runIdle(ctx context.Context, w *output) error {
 		t.add(strconv.Itoa(r.Peers), fmt.Sprintf("%.0f", r.Packets), fmt.Sprintf("%.0f", r.Bytes), more)
 	}
 	w.add("idle", "What a host sends and receives, Ethernet included, while its peers have nothing to say; 0 is the DHT", rows, t)
-	return err
+	return errors.Join(err, err2)
 }
 
 // idle connects a host to so many peers and returns what it costs a minute.

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -42,10 +43,10 @@ var errGoals = errors.New("not all goals were reached")
 
 func run() error {
 	var c config
-	var combos, jsonFile, svgFile string
-	var noRelay bool
+	var combos, jsonFile, svgFile, part string
+	var noRelay, merging bool
 	if len(os.Args) < 2 {
-		return errors.New("which trials? profiles, matrix, faults, lines, mtu, idle")
+		return errors.New("which trials? profiles, matrix, race, faults, lines, mtu, idle")
 	}
 	fs := flag.NewFlagSet(os.Args[1], flag.ExitOnError)
 	fs.StringVar(&c.bin, "bin", "", "the omegatun `command`")
@@ -58,15 +59,19 @@ func run() error {
 	fs.IntVar(&c.workers, "workers", 2, "pairs at a time, each in a lab of its own")
 	fs.BoolVar(&c.verbose, "v", false, "print every try")
 	fs.StringVar(&jsonFile, "json", "", "store everything in this `file`")
+	fs.BoolVar(&merging, "merge", false, "put the new rows into the file of -json, in place of those it has of the same")
+	fs.StringVar(&part, "part", "", "`K/N`: every N-th pair of the matrix only, from the K-th on")
 	fs.StringVar(&svgFile, "svg", "", "draw the matrix into this `file`")
 	if err := fs.Parse(os.Args[2:]); err != nil {
 		return err
 	}
 	c.relay, c.only = !noRelay, fs.Args()
 	if c.tries <= 0 {
-		c.tries = map[string]int{"faults": 1}[os.Args[1]]
-		if c.tries == 0 {
-			c.tries = 20
+		c.tries = cmp.Or(map[string]int{"faults": 1, "race": 100 / len(racing)}[os.Args[1]], 20)
+	}
+	if part != "" {
+		if n, err := fmt.Sscanf(part, "%d/%d", &c.part[0], &c.part[1]); n != 2 || err != nil || c.part[0] < 1 || c.part[0] > c.part[1] {
+			return fmt.Errorf("-part: %q is not K/N, such as 1/4", part)
 		}
 	}
 	for s := range strings.SplitSeq(combos, ",") {
@@ -95,15 +100,28 @@ func run() error {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
 	w := newOutput(os.Stdout)
+	if merging {
+		if jsonFile == "" {
+			return errors.New("-merge needs the file of -json")
+		}
+		if err := w.into(jsonFile); err != nil {
+			return err
+		}
+	}
 	switch os.Args[1] {
 	case "profiles":
 		err = check(ctx, w, "")
+	case "race":
+		if len(c.only) == 0 {
+			c.only = racing
+		}
+		err = c.runMatrix(ctx, w)
 	case "matrix":
 		if err = check(ctx, w, ""); err == nil && w.failed > 0 {
 			err = errors.New("a NAT is not what its name says")
 		}
 		if err == nil {
-			err = c.matrix(ctx, w)
+			err = c.runMatrix(ctx, w)
 		}
 	case "faults":
 		err = c.runFaults(ctx, w)

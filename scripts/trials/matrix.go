@@ -45,19 +45,24 @@ func allPairs() []pair {
 	var pairs []pair
 	for _, s := range profiles {
 		for _, c := range profiles {
-			want := "direct"
-			if s.class == random && c.class == random {
-				want = "relay"
-			}
 			pairs = append(pairs, pair{
-				Server: s.name, Client: c.name, classes: [2]class{s.class, c.class}, want: want, build: mixed(s.name, c.name),
+				Server: s.name, Client: c.name, classes: [2]class{s.class, c.class}, want: bestPath(s, c), build: mixed(s.name, c.name),
 			})
 		}
 	}
 	for _, s := range special {
-		pairs = append(pairs, pair{Server: s.name, want: s.want, build: s.build})
+		pairs = append(pairs, pair{Server: s.name, classes: s.classes, want: s.want, build: s.build})
 	}
 	return pairs
+}
+
+// bestPath returns the best path that two homes can have: a direct one, unless both pick other ports for each destination and
+// one of them cannot be foretold.
+func bestPath(s, c profile) string {
+	if s.class == random && c.class == random && (s.ports != "sequential" || c.ports != "sequential") {
+		return "relay"
+	}
+	return "direct"
 }
 
 func (p pair) String() string {
@@ -69,31 +74,28 @@ func (p pair) String() string {
 
 // try is one attempt to connect.
 type try struct {
-	OK      bool     `json:"ok"`
-	MS      float64  `json:"ms"` // from dial to the first authenticated byte
-	Path    string   `json:"path,omitempty"`
-	Remote  string   `json:"remote,omitempty"`
-	EchoMS  float64  `json:"echo_ms,omitempty"`
-	Direct  float64  `json:"direct_ms,omitempty"`
-	Packets uint64   `json:"packets"` // between the sites until then
-	Message string   `json:"message,omitempty"`
-	NATs    []string `json:"nats,omitempty"`
+	OK      bool
+	MS      float64 // from dial to the first authenticated byte
+	Path    string
+	Remote  string
+	EchoMS  float64
+	Direct  float64
+	Packets uint64 // between the sites until then
+	Message string
+	NATs    []string
 	// Switches is how often the path changed within Watched; 0 without traffic to watch.
-	Switches int      `json:"switches,omitempty"`
-	Watched  float64  `json:"watched_ms,omitempty"`
-	Steps    []string `json:"steps,omitempty"`
+	Switches int
+	Watched  float64
+	Steps    []string
 }
 
 // result is what a pair of places and of implementations did.
 type result struct {
-	Server     string `json:"server"`
-	Client     string `json:"client,omitempty"`
-	ServerImpl string `json:"server_impl"`
-	ClientImpl string `json:"client_impl"`
-	Relay      bool   `json:"relay"` // one was offered
-	Want       string `json:"want"`
-	Tries      []try  `json:"tries"`
-	classes    [2]class
+	Server, Client         string
+	ServerImpl, ClientImpl string
+	Relay                  bool // one was offered
+	Want                   string
+	Tries                  []try
 }
 
 // config is what the command line says.
@@ -104,65 +106,71 @@ type config struct {
 	delay         time.Duration // of each access link, each way
 	relay         bool
 	only          []string
+	part          [2]int // of so many; 0: the whole
 	workers       int
 	verbose       bool
 	long          bool // faults at full length
 }
 
-// matrix runs the pairs, several at a time, each in a lab of its own.
-func (c *config) matrix(ctx context.Context, w *output) error {
-	pairs := allPairs()
-	if len(c.only) > 0 {
-		all := pairs
-		pairs = nil
-		for _, name := range c.only {
-			i := slices.IndexFunc(all, func(p pair) bool { return p.String() == name })
-			if i < 0 {
-				return fmt.Errorf("there is no pair %q", name)
-			}
-			pairs = append(pairs, all[i])
-		}
-	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var (
-		mu      sync.Mutex // guards results
-		results []result
-		wg      sync.WaitGroup
-		jobs    = make(chan pair)
-	)
-	for i := range max(1, c.workers) {
-		wg.Go(func() {
-			for p := range jobs {
-				rs, err := c.runPair(ctx, p, fmt.Sprintf("w%d-", i))
-				if err != nil && ctx.Err() == nil {
-					cancel(fmt.Errorf("%v: %w", p, err))
-				}
-				mu.Lock()
-				results = append(results, rs...)
-				mu.Unlock()
-			}
-		})
-	}
-feed:
-	for _, p := range pairs {
-		select {
-		case jobs <- p:
-		case <-ctx.Done():
-			break feed
-		}
-	}
-	close(jobs)
-	wg.Wait()
-	if err := context.Cause(ctx); err != nil && len(results) == 0 {
+// racing are pairs between which a path by way of the relay and a direct one come up at about the same time.
+var racing = []string{"home:home", "sym-seq:home", "sym-random:home", "home:sym-random"}
+
+// runMatrix runs the pairs, or some of them, several at a time, each in a lab of its own.
+func (c *config) runMatrix(ctx context.Context, w *output) error {
+	all := allPairs()
+	pairs, err := choose(all, c.only, "pair", pair.String)
+	if err != nil {
 		return err
 	}
-	order := func(r result) int {
-		return slices.IndexFunc(pairs, func(p pair) bool { return p.Server == r.Server && p.Client == r.Client })
+	if c.part[1] > 0 {
+		var part []pair
+		for i := c.part[0] - 1; i < len(pairs); i += c.part[1] {
+			part = append(part, pairs[i])
+		}
+		pairs = part
 	}
-	slices.SortStableFunc(results, func(a, b result) int { return order(a) - order(b) })
-	c.report(w, results)
-	return context.Cause(ctx)
+	results := make([][]result, len(pairs))
+	err = c.parallel(ctx, len(pairs), func(i int, prefix string) (err error) {
+		if results[i], err = c.runPair(ctx, pairs[i], prefix); err != nil {
+			err = fmt.Errorf("%v: %w", pairs[i], err)
+		}
+		return err
+	})
+	rows, err2 := merge(w, "matrix", rowsOf(results), row.same)
+	if err = errors.Join(err, err2); len(rows) == 0 || err2 != nil {
+		return err
+	}
+	order := func(r row) int {
+		return slices.IndexFunc(all, func(p pair) bool { return p.Server == r.Server && p.Client == r.Client })
+	}
+	slices.SortStableFunc(rows, func(a, b row) int { return order(a) - order(b) })
+	c.report(w, rows, all)
+	return err
+}
+
+// rowsOf summarizes results.
+func rowsOf(results [][]result) (rows []row) {
+	for _, rs := range results {
+		for _, r := range rs {
+			rows = append(rows, r.row())
+		}
+	}
+	return rows
+}
+
+// choose returns those of all that are asked for by name; without any, all.
+func choose[T any](all []T, names []string, what string, name func(T) string) (chosen []T, err error) {
+	if len(names) == 0 {
+		return all, nil
+	}
+	for _, n := range names {
+		i := slices.IndexFunc(all, func(v T) bool { return name(v) == n })
+		if i < 0 {
+			return nil, fmt.Errorf("there is no %s %q", what, n)
+		}
+		chosen = append(chosen, all[i])
+	}
+	return chosen, nil
 }
 
 // runPair runs all tries of all implementations between two places.
@@ -209,7 +217,6 @@ func (c *config) runPair(ctx context.Context, p pair, prefix string) (results []
 	for _, combo := range c.combos {
 		r := result{
 			Server: p.Server, Client: p.Client, ServerImpl: combo[0], ClientImpl: combo[1], Relay: c.relay, Want: p.want,
-			classes: p.classes,
 		}
 		t := trial{config: c, lab: l, ends: ends, bootstrap: o.Addrs[0], relay: ready.Key, pair: p, result: &r}
 		err := t.run(ctx)

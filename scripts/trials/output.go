@@ -5,8 +5,10 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"slices"
@@ -20,7 +22,8 @@ type output struct {
 	w      io.Writer
 	parts  map[string]any
 	goals  []goal
-	failed int // goals and self-checks
+	failed int                        // goals and self-checks
+	old    map[string]json.RawMessage // what the file holds into which the new figures are put
 }
 
 // goal is a limit, and what was measured.
@@ -32,6 +35,40 @@ type goal struct {
 }
 
 func newOutput(w io.Writer) *output { return &output{w: w, parts: map[string]any{"schema": 1}} }
+
+// into reads what a file holds, so that new figures take the place of some of its own. A file that does not exist is empty.
+func (o *output) into(file string) error {
+	b, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &o.old)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	return nil
+}
+
+// merge returns rows of this run, and those of the file that they do not replace.
+func merge[T any](o *output, name string, rows []T, same func(a, b T) bool) ([]T, error) {
+	if o.old[name] == nil {
+		return rows, nil
+	}
+	var all []T
+	if err := json.Unmarshal(o.old[name], &all); err != nil {
+		return nil, fmt.Errorf("rows of %q in the file: %w", name, err)
+	}
+	for _, r := range rows {
+		if i := slices.IndexFunc(all, func(old T) bool { return same(old, r) }); i >= 0 {
+			all[i] = r
+		} else {
+			all = append(all, r)
+		}
+	}
+	return all, nil
+}
 
 // add prints a table and keeps the rows behind it under a name.
 func (o *output) add(name, title string, rows any, t *table) {

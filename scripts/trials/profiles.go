@@ -159,18 +159,21 @@ func subscriber(l *netlab.Lab, carrier *netlab.Site, name string, lan netip.Pref
 	return l.Site(name, netlab.NAT{WAN: netip.AddrFrom4(a), LAN: lan, Behind: carrier})
 }
 
+var bothConsistent = [2]class{consistent, consistent}
+
 // special are pairs of places that do not come from two profiles.
 var special = []struct {
-	name  string
-	about string
-	want  string // relay, lan, direct, none: what there can be at best
-	build func(l *netlab.Lab, delay time.Duration) ([2]place, error)
+	name    string
+	about   string
+	classes [2]class // of server and client, as far as they matter
+	want    string   // relay, lan, direct, none: what there can be at best
+	build   func(l *netlab.Lab, delay time.Duration) ([2]place, error)
 }{
-	{"lan", "two hosts behind one home router without hairpin", "lan", oneLAN(netlab.NAT{})},
-	{"lan-hairpin", "two hosts behind one router with hairpin", "lan", oneLAN(netlab.NAT{
+	{"lan", "two hosts behind one home router without hairpin", bothConsistent, "lan", oneLAN(netlab.NAT{})},
+	{"lan-hairpin", "two hosts behind one router with hairpin", bothConsistent, "lan", oneLAN(netlab.NAT{
 		Box: &lab.NATConfig{Filtering: apdm, Hairpin: true, RefreshInbound: true},
 	})},
-	{"same-prefix", "two homes with the same network and host address inside", "direct", func(l *netlab.Lab, delay time.Duration) ([2]place, error) {
+	{"same-prefix", "two homes with the same network and host address inside", bothConsistent, "direct", func(l *netlab.Lab, delay time.Duration) ([2]place, error) {
 		var ends [2]place
 		for i := range ends {
 			s, err := l.Site(number(i).name(), netlab.NAT{
@@ -183,10 +186,10 @@ var special = []struct {
 		}
 		return ends, nil
 	}},
-	{"carrier-hairpin", "two homes behind one carrier NAT with hairpin", "direct", oneCarrier(true)},
-	{"carrier-no-hairpin", "two homes behind one carrier NAT without hairpin", "relay", oneCarrier(false)},
-	{"blocked:home", "the server has no UDP", "none", mixed("udp-blocked", "home")},
-	{"home:blocked", "the client has no UDP", "none", mixed("home", "udp-blocked")},
+	{"carrier-hairpin", "two homes behind one carrier NAT with hairpin", bothConsistent, "direct", oneCarrier(true)},
+	{"carrier-no-hairpin", "two homes behind one carrier NAT without hairpin", bothConsistent, "relay", oneCarrier(false)},
+	{"blocked:home", "the server has no UDP", [2]class{blocked, consistent}, "none", mixed("udp-blocked", "home")},
+	{"home:blocked", "the client has no UDP", [2]class{consistent, blocked}, "none", mixed("home", "udp-blocked")},
 }
 
 func mixed(server, client string) func(*netlab.Lab, time.Duration) ([2]place, error) {
