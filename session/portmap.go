@@ -38,7 +38,8 @@ func (h *Host) startMapping() {
 	}
 }
 
-// watchMapping tells the peers when the mapping changes. It ends with the Host.
+// watchMapping tells the peers when the mapping changes; those who could not be reached may be reached by it. It ends with the
+// Host.
 func (h *Host) watchMapping() {
 	var told netip.AddrPort
 	for {
@@ -46,6 +47,9 @@ func (h *Host) watchMapping() {
 		if external, _ := h.mapper.External(); external != told {
 			told = external
 			h.announceChanges()
+			for _, p := range h.Peers() {
+				p.hurry()
+			}
 		}
 		select {
 		case <-changes:

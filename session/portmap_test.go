@@ -156,6 +156,28 @@ func TestAMappedPortIsADirectPath(t *testing.T) {
 	}
 }
 
+// A port that the router grants only after dials have failed is tried at once, however long the pause would have been.
+func TestAMappingThatComesLateIsTriedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
+		ha, hb, natA, _ := w.behind(lab.Symmetric, lab.Symmetric)
+		a, m := w.mapping(ha, natA, 0, keyOf("b"))
+		b := w.end(hb, keyOf("a"))
+		a.listen(t)
+		b.listen(t)
+		a.Peer(b.public()).Connect()
+		time.Sleep(2 * time.Minute) // pauses are 15 s and more by now
+		if s := a.Peer(b.public()).Status(); s.State == PeerConnected {
+			t.Fatalf("connected without a mapping: %+v", s.Path)
+		}
+		m.set(7000)
+		time.Sleep(5 * time.Second) // a dial that is under way ends first
+		if s := a.Peer(b.public()).Status(); s.State != PeerConnected || s.Path.Kind != PathDirect {
+			t.Errorf("%v by %+v, want connected by the port that was granted", s.State, s.Path)
+		}
+	})
+}
+
 func TestPortMappingCanBeSwitchedOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, lab.Config{Seed: 1})

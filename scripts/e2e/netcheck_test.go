@@ -28,6 +28,11 @@ type check struct {
 		PreservesPort *bool      `json:"preserves_port"`
 		Hairpin       *bool      `json:"hairpin"`
 	} `json:"nat"`
+	PortMap struct {
+		Protocols []string `json:"protocols"`
+		Mapped    bool     `json:"mapped"`
+		Public    bool     `json:"public"`
+	} `json:"port_mapping"`
 	PathMTU   int `json:"path_mtu"`
 	Conflicts []struct {
 		Kind      string `json:"kind"`

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -335,7 +336,7 @@ func (m *monitor) gap(from time.Time) time.Duration {
 	return max(gap, since)
 }
 
-// longest returns the longest time without an arrival since from, and the time since the last one.
+// longest returns the longest time without an arrival that ended after from, and the time since the last one.
 func longest(arrivals []time.Time, from time.Time) (gap, since time.Duration) {
 	last := from
 	for _, at := range arrivals {
@@ -459,7 +460,8 @@ func (m *monitor) finish(ctx context.Context, o *outcome) {
 		case !o.TCP:
 			o.TCPError = fmt.Sprintf("%d of %d bytes arrived", r.received, m.sent)
 		case !m.pausing && !m.since.IsZero():
-			gap, _ := longest(m.received, m.since)
+			later := slices.IndexFunc(m.received, m.since.Before)
+			gap, _ := longest(m.received[max(0, later):], m.since)
 			o.TCPGapMS = msOf(gap)
 		}
 	case <-time.After(tcpLimit):

@@ -156,15 +156,27 @@ var faults = []fault{
 		return healed(ctx, m, o)
 	}},
 	{"asleep", "a's daemon is stopped (10 min with --long); counted from when it goes on", 3 * time.Second, bedConfig{}, pings, func(ctx context.Context, c *config, b *bed, m *monitor, o *outcome) error {
-		b.ups[0].Signal(unix.SIGSTOP)
-		err := pause(ctx, c.longer(45*time.Second, 10*time.Minute))
-		b.ups[0].Signal(unix.SIGCONT)
-		if err != nil {
-			return err
-		}
-		return healed(ctx, m, o)
+		return sleep(ctx, c, m, o, b.ups[0])
+	}},
+	{"both-asleep", "both daemons are stopped (10 min with --long); counted from when they go on", 3 * time.Second, bedConfig{}, pings, func(ctx context.Context, c *config, b *bed, m *monitor, o *outcome) error {
+		return sleep(ctx, c, m, o, b.ups[:]...)
 	}},
 	{"idle", "mappings live for 30 s, nothing is said for long (10 min with --long); the first ping", 0, bedConfig{}, silent, idlePing},
+}
+
+// sleep stops daemons for long.
+func sleep(ctx context.Context, c *config, m *monitor, o *outcome, ups ...*peer.Up) error {
+	for _, u := range ups {
+		u.Signal(unix.SIGSTOP)
+	}
+	err := pause(ctx, c.longer(45*time.Second, 10*time.Minute))
+	for _, u := range ups {
+		u.Signal(unix.SIGCONT)
+	}
+	if err != nil {
+		return err
+	}
+	return healed(ctx, m, o)
 }
 
 // swap moves a to another home, as from Ethernet to a phone's network.
