@@ -159,8 +159,14 @@ func (a *attempt) perform(do todo) (again bool) {
 		a.wg.Go(func() { a.ping(to) })
 	}
 	for _, s := range do.signals {
-		ctx := a.talking
-		a.wg.Go(func() { a.signal(ctx, s) })
+		ctx, cancel := a.talking, context.CancelFunc(func() {})
+		if s.last {
+			ctx, cancel = context.WithTimeout(context.WithoutCancel(a.ctx), lastWords)
+		}
+		a.wg.Go(func() {
+			defer cancel()
+			a.signal(ctx, s)
+		})
 	}
 	for _, p := range do.paths {
 		select {
@@ -252,7 +258,8 @@ func (a *attempt) seal(p *payload) []byte {
 	return sealPayload(&a.payloadKey, &nonce, p)
 }
 
-// close ends the loop and everything it started, and closes the sockets but those to keep.
+// close ends the loop and everything it started, but for a message that says goodbye, for which it waits, and closes the sockets but
+// those to keep.
 func (a *attempt) close(keep []Socket) error {
 	a.cancel()
 	a.wg.Wait()

@@ -105,6 +105,7 @@ type signal struct {
 	relay   netip.AddrPort
 	peer    netip.AddrPort // where the relay sends it: the server's main or punch socket
 	proof   bool           // the answer may prove the server's host
+	last    bool           // sent even if the attempt is closed at once
 	payload payload
 }
 
@@ -330,11 +331,13 @@ func (c *client) enter(now time.Time, s clientState) {
 	c.out.hush = true
 }
 
-// abort tells the server that there is no point in waiting, and fails.
+// abort tells the server that there is no point in waiting, and what NAT we are behind, so that it can say why; and fails. npm
+// hyperdht sends no class here, and looks at none.
 func (c *client) abort(now time.Time, reason error) {
 	pair := c.pair()
 	c.out.signals = append(c.out.signals, signal{
-		id: c.ids, relay: pair.Relay, peer: pair.Peer, payload: payload{refusal: refusalAborted, round: c.round},
+		id: c.ids, relay: pair.Relay, peer: pair.Peer, last: true,
+		payload: payload{refusal: refusalAborted, firewall: c.survey.firewall, round: c.round},
 	})
 	c.fail(now, reason)
 }
@@ -382,6 +385,7 @@ func (c *client) answered(now time.Time, s *signal, p *payload, peer, self netip
 		c.fail(now, ErrBusy)
 		return
 	case p.refusal == refusalAborted:
+		c.remote.gone(p)
 		c.fail(now, ErrRemoteAborted)
 		return
 	case p.refusal != refusalNone:

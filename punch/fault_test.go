@@ -177,6 +177,25 @@ func TestFailures(t *testing.T) {
 	}
 }
 
+// The server is told why a client gives up, although the first copy of that message is lost and the client is closed at once.
+func TestLastWordsArrive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, delayed(1), "sym", "sym")
+		seen := make(map[string]int)
+		w.net.Drop(func(p lab.Packet) bool {
+			if !strings.Contains(string(p.Payload), `"ask"`) {
+				return false
+			}
+			seen[string(p.Payload)]++
+			return seen[string(p.Payload)] == 1 && len(seen) > 1
+		})
+		o := w.meet(t)
+		if !errors.Is(o.err, ErrBothRandom) || o.server.Remote != dht.FirewallRandom || o.server.Local != dht.FirewallRandom {
+			t.Errorf("meet: %v; the server knows %+v", o.err, o.server)
+		}
+	})
+}
+
 func TestSocketsRunOut(t *testing.T) {
 	took, failed := meetMany(t, 3, "linux", "sym", func(w *world) { w.client.noMore = 100 })
 	if len(failed) > 1 {

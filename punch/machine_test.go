@@ -323,10 +323,37 @@ func TestServerIsBounded(t *testing.T) {
 	}
 }
 
+// Both sides learn why, whichever of them gives up: npm hyperdht says no class then, and what it said before counts.
 func TestServerEndsWhenTheClientGivesUp(t *testing.T) {
-	mt, s := newServerTest(t)
-	s.asked(mt.now, request{peer: clientAt, payload: payload{refusal: refusalAborted}}, netip.AddrPort{}, relayA)
-	if mt.advance(0); !errors.Is(mt.m.ended(), ErrRemoteAborted) || len(mt.out.answers) != 1 {
-		t.Errorf("ended with %v, answers %v", mt.m.ended(), mt.out.answers)
+	const unknown, consistent, random = dht.FirewallUnknown, dht.FirewallConsistent, dht.FirewallRandom
+	for _, row := range []struct{ before, last, want dht.Firewall }{
+		{unknown, random, random},
+		{unknown, unknown, unknown},
+		{consistent, unknown, consistent},
+		{consistent, random, random},
+	} {
+		mt, s := newServerTest(t)
+		s.asked(mt.now, request{peer: clientAt, payload: payload{firewall: row.before}}, netip.AddrPort{}, relayA)
+		s.asked(mt.now, request{peer: clientAt, payload: payload{
+			refusal: refusalAborted, firewall: row.last, round: 1,
+		}}, netip.AddrPort{}, relayA)
+		if mt.advance(0); !errors.Is(mt.m.ended(), ErrRemoteAborted) || len(mt.out.answers) != 1 {
+			t.Errorf("%+v: ended with %v, answers %v", row, mt.m.ended(), mt.out.answers)
+		}
+		if got := s.report(); got.Remote != row.want || mt.out.answers[0].payload.firewall != got.Local {
+			t.Errorf("%+v: %+v, and the client is told %v", row, got, mt.out.answers[0].payload.firewall)
+		}
+	}
+}
+
+func TestClientSaysItsClassWhenItGivesUp(t *testing.T) {
+	mt, c := newClientTest(t, dht.FirewallRandom)
+	mt.advance(0)
+	s := mt.wantSignals(1, "a question")
+	c.answered(mt.now, s, &payload{firewall: dht.FirewallRandom, token: token{1}}, serverAt, clientAt)
+	mt.advance(surveyTime)
+	p := mt.wantSignals(1, "two random NATs").payload
+	if !errors.Is(mt.m.ended(), ErrBothRandom) || p.refusal != refusalAborted || p.firewall != dht.FirewallRandom {
+		t.Errorf("ended with %v, and told the server %+v", mt.m.ended(), p)
 	}
 }

@@ -42,6 +42,13 @@ func (r *remote) update(p *payload, verified netip.Addr) {
 	}
 }
 
+// gone takes the class of the peer's NAT from the message with which it gives up, if that says.
+func (r *remote) gone(p *payload) {
+	if p.firewall != dht.FirewallUnknown {
+		r.firewall = p.firewall
+	}
+}
+
 // probeable reports whether it makes sense to send to a: single IPv4 hosts only.
 func probeable(a netip.Addr) bool {
 	return a.Is4() && !a.IsUnspecified() && !a.IsMulticast() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255})

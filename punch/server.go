@@ -109,6 +109,7 @@ func (s *server) asked(now time.Time, r request, to, from netip.AddrPort) {
 		return
 	}
 	if r.payload.refusal != refusalNone {
+		s.remote.gone(&r.payload)
 		s.refuse(now, &r, ErrRemoteAborted)
 		return
 	}
@@ -277,7 +278,7 @@ func (s *server) punch(now time.Time) (reason error) {
 
 // refuse answers r that we give up, and fails.
 func (s *server) refuse(now time.Time, r *request, reason error) {
-	p := payload{refusal: refusalAborted, round: r.payload.round}
+	p := payload{refusal: refusalAborted, firewall: s.survey.firewall, round: r.payload.round}
 	s.out.answers = append(s.out.answers, answer{to: r.to, payload: p, abort: true})
 	s.fail(now, reason)
 }

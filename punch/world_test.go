@@ -364,6 +364,7 @@ type outcome struct {
 	took     time.Duration // from the client's start to the first echo
 	tried    int           // paths offered
 	serverIn bool          // the server got an echo request
+	server   Report        // when the client had closed its attempt
 }
 
 // meet does what two sessions do: the server's handshake answer, then both attempts, then echoes.
@@ -469,6 +470,7 @@ wait:
 		}
 	}
 	client.Close(keep...)
+	o.server = server.Report()
 	closeServer()
 	for _, s := range keep {
 		s.Close()

@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"omegatun/dht"
 	"omegatun/dht/key"
 	"omegatun/punch/lab"
 	"omegatun/session/relay"
@@ -98,6 +99,11 @@ func TestRandomNATsMeetAtARelay(t *testing.T) {
 					for _, s := range []PeerStatus{a.Peer(b.public()).Status(), b.Peer(a.public()).Status()} {
 						if s.Path.Kind != PathRelay || s.Path.Relay != r || s.Epoch == 0 {
 							t.Errorf("path %+v, epoch %d, want a relayed path with keys of its own", s.Path, s.Epoch)
+						}
+					}
+					for _, p := range []*Peer{a.Peer(b.public()), b.Peer(a.public())} { // the one that was dialled, too
+						if last := p.Attempts()[0]; last.Local != dht.FirewallRandom || last.Remote != dht.FirewallRandom {
+							t.Errorf("NATs %v and %v, want random ones", last.Local, last.Remote)
 						}
 					}
 				})
