@@ -86,12 +86,15 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 	}
 	if d.tunnel {
 		if p := h.Peer(d.remote); p != nil {
+			l.beside = d.beside
 			l.peer.Store(p) // packets may come before the link is up here
+			if !p.opens(l) {
+				return nil, errSuperseded
+			}
 			if !d.beside {
 				p.noteAttempt(l.account)
 			}
 		}
-		l.beside = d.beside
 		l.setIndex(h.reserveIndex())
 		offer = h.offer(l.index)
 		if d.beside {
@@ -483,7 +486,7 @@ func (hs *handshaking) run(ctx context.Context, relays []netip.AddrPort) error {
 	guessing, giveUp := context.WithCancel(ctx)
 	defer giveUp()
 	for _, r := range hs.host.node.Keepers(hs.remote.Target(), handshakesAtOnce) {
-		if ctx.Err() == nil && hs.claim(r) {
+		if ctx.Err() == nil && (hs.needless == nil || !hs.needless()) && hs.claim(r) {
 			wg.Go(func() {
 				if hs.ask(guessing, hs.host.node.DefaultSocket().(Socket), r) == nil {
 					cancel()

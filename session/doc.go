@@ -27,7 +27,8 @@
 // used, and a better one takes over. The responder sends no data before the initiator's first valid datagram.
 //
 // Two links to one peer may exist at once. [Peer] sends on one of them and receives on all: the newest, or,
-// if both sides dialled at the same time, the one whose initiator has the lower key.
+// if both sides dialled at the same time, the one whose initiator has the lower key. The other one then ends as soon as both sides have
+// said that they send nothing more over it.
 //
 // # The next time
 //

@@ -446,6 +446,7 @@ func (h *Host) linkLost(l *link) {
 	p.chooseLocked(time.Now())
 	wanted := p.wanted
 	p.mu.Unlock()
+	p.tellParting()
 	p.noteMTU()
 	if wanted {
 		p.dial()

@@ -104,6 +104,7 @@ type link struct {
 	retryFrom  time.Time            // when the pause before the next began
 	crossed    time.Time            // when the family was last changed for a shorter round trip
 	retireAt   time.Time            // a better link replaced this one; zero: none did
+	parting    parting              // from one that crossed this one
 	owned      []Socket             // of punched paths; see sockets
 	waiting    map[uint64]chan Pong // by probe id; each channel has room for the answer
 	wake       chan struct{}        // capacity 1: the opening goroutine looks again
@@ -246,6 +247,9 @@ func (l *link) close(cause error) {
 	l.account.failed(cause)
 	owned := l.owned
 	l.owned = nil
+	if l.parting.timer != nil {
+		l.parting.timer.Stop()
+	}
 	name, epoch := l.index, l.epoch
 	close(l.done)
 	l.mu.Unlock()

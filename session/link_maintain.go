@@ -70,6 +70,7 @@ func (l *link) maintain(now time.Time) {
 		p.checkOthers(l, now)
 	}
 	l.ownInUse(r)
+	l.tellParting()
 	l.checkMTU(r, now)
 	alive := l.maintainKeys(now)
 

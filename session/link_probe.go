@@ -271,6 +271,8 @@ func (l *link) handleControl(sock Socket, from netip.AddrPort, b []byte, now tim
 		l.handleMTUReply(sock, from, c.ID, now)
 	case tunnel.Pong:
 		l.handlePong(sock, from, c, now)
+	case tunnel.Retire:
+		l.heardParting()
 	case tunnel.Close:
 		l.close(fmt.Errorf("%w: %v", ErrPeerClosed, c.Code))
 	default: // a kind of a later version, or a keepalive: it has been noted as authentic

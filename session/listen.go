@@ -309,6 +309,10 @@ func (l *Listener) shake(s *slot, req *dht.HandshakeRequest) (lk *link, msg []by
 	wantTunnel := l.cfg.Tunnels && peer != nil && offered && err == nil
 	var answer tunnel.Offer
 	if wantTunnel {
+		lk.peer.Store(peer)
+		if !peer.opens(lk) {
+			return lk, nil, nil
+		}
 		lk.setIndex(h.reserveIndex())
 		answer = h.offer(lk.index)
 		ours.Trailer = answer.Append(nil)
@@ -327,7 +331,6 @@ func (l *Listener) shake(s *slot, req *dht.HandshakeRequest) (lk *link, msg []by
 		if err := lk.startTunnel(answer, offer); err != nil {
 			return lk, nil, nil
 		}
-		lk.peer.Store(peer)
 		lk.account.nats(h.firewall(), dht.Firewall(theirs.Firewall))
 		lk.account.step(StageHandshake, "the peer asks from %v", req.Client)
 		if !lk.beside {

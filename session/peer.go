@@ -21,13 +21,6 @@ const (
 
 	firstRetry = 250 * time.Millisecond
 	maxRetry   = 30 * time.Second
-	// crossingTrips and crossingSlack are how much later than an established link a handshake may have begun and
-	// still be taken for one that crossed it on the way, rather than for a peer that has restarted: it was sent
-	// before the link was up over there, and came by way of a relay.
-	crossingTrips = 3
-	crossingSlack = 100 * time.Millisecond
-	// retireAfter is how long the link that lost to another still receives.
-	retireAfter = 10 * time.Second
 )
 
 // PeerState says how a Peer is doing.
@@ -63,6 +56,7 @@ type Peer struct {
 
 	mu        sync.Mutex // guards the fields below; taken before link.mu
 	links     []*link    // that are up
+	opening   []*link    // that are not, yet
 	wanted    bool       // keep connected
 	dialing   bool
 	cancel    context.CancelCauseFunc // of the dial in progress
@@ -289,6 +283,10 @@ func (p *Peer) dialUntilConnected(ctx context.Context) {
 	h := p.host
 	wait := firstRetry
 	for {
+		if p.awaitIncoming(ctx) {
+			p.dialEnded(nil)
+			return
+		}
 		err := p.dialOnce(ctx)
 		if err == nil {
 			p.dialEnded(nil)
@@ -382,6 +380,7 @@ func (p *Peer) linkUp(l *link) {
 		return
 	}
 	others := slices.Clone(p.links)
+	p.openedLocked(l)
 	p.links = append(p.links, l)
 	p.alternatives.Store(int32(len(others)))
 	p.chooseLocked(time.Now())
@@ -393,6 +392,8 @@ func (p *Peer) linkUp(l *link) {
 	p.mu.Unlock()
 	p.noteMTU()
 
+	p.tellParting()
+	p.dropSuperseded()
 	for _, o := range others { // does the peer know of them, or has it restarted?
 		o.check(time.Now())
 	}
@@ -409,6 +410,7 @@ var errSuperseded = errors.New("session: the peer has connected to us meanwhile"
 // linkClosed forgets a link.
 func (p *Peer) linkClosed(l *link) {
 	p.mu.Lock()
+	p.openedLocked(l)
 	i := slices.Index(p.links, l)
 	if i < 0 {
 		p.mu.Unlock()
@@ -431,31 +433,6 @@ func (p *Peer) linkClosed(l *link) {
 	}
 }
 
-// chooseLocked picks the link to send on. p.mu is held.
-//
-// The newest link wins, because a peer that restarted knows nothing of the older ones. But when both sides
-// dialled at once both links are new, and each side must pick the same: the one whose initiator has the
-// lower public key.
-func (p *Peer) chooseLocked(now time.Time) {
-	var best *link
-	for _, l := range p.links {
-		if best == nil || p.replaces(l, best) {
-			best = l
-		}
-	}
-	p.cur.Store(best)
-	for _, l := range p.links {
-		l.mu.Lock()
-		switch {
-		case l == best:
-			l.retireAt = time.Time{}
-		case l.retireAt.IsZero():
-			l.retireAt = now.Add(retireAfter)
-		}
-		l.mu.Unlock()
-	}
-}
-
 // checkOthers makes the links beside l prove that they work: what has silenced l may have silenced them, and none is to be
 // fallen back to just to find that out.
 func (p *Peer) checkOthers(l *link, now time.Time) {
@@ -467,24 +444,6 @@ func (p *Peer) checkOthers(l *link, now time.Time) {
 			o.check(now)
 		}
 	}
-}
-
-// replaces reports whether l should be used rather than o.
-func (p *Peer) replaces(l, o *link) bool {
-	lh, oh := l.healthy(), o.healthy()
-	if lh != oh {
-		return lh
-	}
-	older, newer := o, l
-	if l.openedAt().Before(o.openedAt()) {
-		older, newer = l, o
-	}
-	crossing := crossingTrips*older.rtt() + crossingSlack
-	if l.initiator != o.initiator && newer.began.Before(older.openedAt().Add(crossing)) {
-		ours := p.host.cfg.Identity.Public().Compare(p.key) < 0 // our own dial wins
-		return l.initiator == ours
-	}
-	return l == newer
 }
 
 // Pong is the answer to an authenticated ping through the tunnel.

@@ -42,20 +42,21 @@ func TestRelayedLinksBecomeDirectLater(t *testing.T) {
 		heal   func(w *world, a, b *end, natA, natB *lab.NAT)
 		wait   time.Duration // before
 		within time.Duration
+		gap    time.Duration // the longest while that happens: none, but where the one path there is breaks
 	}{
 		{
 			name: "the two could not reach each other for five minutes", a: lab.RandomPort, b: lab.RandomPort,
-			wait: 5 * time.Minute, within: time.Minute,
+			wait: 5 * time.Minute, within: time.Minute, gap: 200 * time.Millisecond,
 			heal: func(w *world, _, _ *end, _, _ *lab.NAT) { w.net.Partition() },
 		},
 		{
 			name: "the same where a port must be guessed", a: lab.Linux, b: lab.Symmetric,
-			wait: time.Minute, within: 3 * time.Minute,
+			wait: time.Minute, within: 3 * time.Minute, gap: 200 * time.Millisecond,
 			heal: func(w *world, _, _ *end, _, _ *lab.NAT) { w.net.Partition() },
 		},
 		{
 			name: "the one that dialled moves from behind a random NAT to a home", a: lab.Symmetric, b: lab.Symmetric,
-			wait: 20 * time.Minute, within: 40 * time.Second,
+			wait: 20 * time.Minute, within: 40 * time.Second, gap: 3 * time.Second,
 			heal: func(w *world, a, _ *end, _, _ *lab.NAT) {
 				w.net.Partition()
 				home := w.net.NAT("home", lab.FullCone(netip.MustParseAddr("192.88.99.130")))
@@ -65,7 +66,7 @@ func TestRelayedLinksBecomeDirectLater(t *testing.T) {
 		},
 		{
 			name: "the other side moves", a: lab.Symmetric, b: lab.Symmetric,
-			wait: 20 * time.Minute, within: 40 * time.Second,
+			wait: 20 * time.Minute, within: 40 * time.Second, gap: 3 * time.Second,
 			heal: func(w *world, _, b *end, _, _ *lab.NAT) {
 				w.net.Partition()
 				home := w.net.NAT("home", lab.FullCone(netip.MustParseAddr("192.88.99.130")))
@@ -85,8 +86,8 @@ func TestRelayedLinksBecomeDirectLater(t *testing.T) {
 				b.listen(t)
 				a.Peer(b.public()).Connect()
 				a.connected(t, b.public())
-				time.Sleep(time.Second) // to wait for the connection is to want one, and would make another
-				b.connected(t, a.public())
+				b.connected(t, a.public()) // wants a connection, too, and makes no other
+				wantOneSession(t, a, b)
 				f := startFlow(t, a, b)
 				f.wantGap(t, "relayed, and looking for a direct path", row.wait, 200*time.Millisecond)
 				a.wantPath(t, b.public(), PathRelay, 0)
@@ -96,7 +97,7 @@ func TestRelayedLinksBecomeDirectLater(t *testing.T) {
 				a.wantPath(t, b.public(), PathDirect, row.within)
 				b.wantPath(t, a.public(), PathDirect, 5*time.Second)
 				t.Logf("direct after %v", time.Since(healed))
-				time.Sleep(time.Second) // the gap of the change is over
+				f.wantGap(t, "healing", time.Second, row.gap)
 				f.reset()
 				f.wantGap(t, "direct", time.Minute, 200*time.Millisecond)
 				a.wantPath(t, b.public(), PathDirect, 0)

@@ -168,34 +168,6 @@ func TestTunnelBetweenTwoHomes(t *testing.T) {
 	})
 }
 
-func TestBothDialAtOnce(t *testing.T) {
-	for seed := range uint64(8) {
-		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t, lab.Config{Seed: seed, Latency: 15 * time.Millisecond, Jitter: 10 * time.Millisecond})
-				ha, hb, _, _ := w.homes()
-				a, b := w.end(ha, keyOf("b")), w.end(hb, keyOf("a"))
-				a.listen(t)
-				b.listen(t)
-				a.Peer(b.public()).Connect()
-				b.Peer(a.public()).Connect()
-				a.connected(t, b.public())
-				b.connected(t, a.public())
-				exchange(t, a, b)
-				time.Sleep(15 * time.Second) // both sides have made up their minds, and the loser is gone
-				exchange(t, a, b)
-				la, lb := a.Peer(b.public()), b.Peer(a.public())
-				if n, m := la.linkCount(), lb.linkCount(); n != 1 || m != 1 {
-					t.Errorf("%d and %d links are left, want one", n, m)
-				}
-				if la.cur.Load().initiator == lb.cur.Load().initiator {
-					t.Error("the two sides use different links")
-				}
-			})
-		})
-	}
-}
-
 func TestStrangerMeetsSilence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, lab.Config{Seed: 1, Latency: 5 * time.Millisecond})

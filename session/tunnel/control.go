@@ -30,6 +30,9 @@ const (
 	MTUReply Kind = 6
 	// Close says that the sender drops the session.
 	Close Kind = 7
+	// Retire says that the sender has another session with the receiver, and sends no packets over this one any more. It
+	// receives until the receiver says the same.
+	Retire Kind = 8
 )
 
 // String returns the kind in words.
@@ -49,6 +52,8 @@ func (k Kind) String() string {
 		return "mtu reply"
 	case Close:
 		return "close"
+	case Retire:
+		return "retire"
 	}
 	return fmt.Sprintf("control kind %d", uint8(k))
 }
@@ -89,7 +94,7 @@ func (c CloseCode) String() string {
 // little-endian.
 //
 //	0x01, kind u8, then by kind
-//	  keepalive, and kinds that are not known   nothing
+//	  keepalive, retire, and kinds that are not known   nothing
 //	  ping, path probe   id u64, time u64
 //	  pong               id u64, time u64, family u8: 0; or 4, 4 octets, port u16; or 6, 16 octets, port u16
 //	  mtu probe          id u64, size u16, zeros up to size less the overhead of a datagram
@@ -144,7 +149,7 @@ func (c Control) Append(b []byte) []byte {
 		b = binary.LittleEndian.AppendUint16(b, c.Size)
 	case Close:
 		b = binary.LittleEndian.AppendUint16(b, uint16(c.Code))
-	case Keepalive:
+	case Keepalive, Retire:
 	}
 	return b
 }
@@ -182,7 +187,7 @@ func ParseControl(plaintext []byte) (Control, error) {
 		c.ID, c.Size = readUint64(&r), r.Uint16()
 	case Close:
 		c.Code = CloseCode(r.Uint16())
-	case Keepalive:
+	case Keepalive, Retire:
 	}
 	if err := r.Err(); err != nil {
 		return Control{}, fmt.Errorf("%w: %w", ErrControl, err)

@@ -18,6 +18,7 @@ var controls = []Control{
 	{Kind: MTUProbe, ID: 9, Size: 100},
 	{Kind: MTUReply, ID: 9, Size: 100},
 	{Kind: Close, Code: CloseReplaced},
+	{Kind: Retire},
 	{Kind: 200},
 }
 

@@ -135,6 +135,7 @@ out = {
         {"note": "mtu probe", "wire": control(5, struct.pack("<QH", 9, 100) + bytes(56)).hex()},
         {"note": "mtu reply", "wire": control(6, struct.pack("<QH", 9, 100)).hex()},
         {"note": "close", "wire": control(7, struct.pack("<H", 2)).hex()},
+        {"note": "retire", "wire": control(8).hex()},
         {"note": "unknown kind", "wire": control(200).hex()},
     ],
     "kemSeed": KEM_SEED.hex(),
