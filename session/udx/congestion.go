@@ -18,6 +18,7 @@ const (
 	bandwidthRounds = 10
 	shortestWidth   = 10 * time.Second
 	shortestFloor   = time.Millisecond // acknowledgements and timers are not finer
+	floorBytes      = 256 << 10        // unless so much passes in less time: then it would all wait in the receiver's socket buffer
 	probeRTTTime    = 200 * time.Millisecond
 	maxChance       = .3 // share of loss that is made up for
 	chanceGain      = 1.25
@@ -97,7 +98,8 @@ func (c *congestion) capacity(gain float64) float64 {
 	if c.shortest == 0 {
 		return initialWindow
 	}
-	return gain * c.bandwidth.get() * max(c.shortest, c.least, shortestFloor).Seconds()
+	bw := c.bandwidth.get()
+	return gain * max(bw*max(c.shortest, c.least).Seconds(), min(bw*shortestFloor.Seconds(), floorBytes))
 }
 
 // emptyRTT returns a round trip that shows that there was hardly a queue.
@@ -274,7 +276,11 @@ func (c *congestion) setWindow(r rateSample, delivered int64) {
 		}
 		target := c.target(gain)
 		if c.full {
-			target += int(min(max(c.extra[0], c.extra[1]), c.bandwidth.get()*extraTime.Seconds()))
+			most := c.bandwidth.get() * extraTime.Seconds()
+			if c.shortest < shortestFloor { // no radio gathers acknowledgements there
+				most = min(most, floorBytes)
+			}
+			target += int(min(max(c.extra[0], c.extra[1]), most))
 		}
 		switch {
 		case c.conserving:

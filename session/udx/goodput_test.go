@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"omegatun/session/udx"
 	"omegatun/session/udx/lab"
 )
 
@@ -53,6 +54,23 @@ func TestGoodput(t *testing.T) {
 				t.Errorf("%.2f of the best, %.3f sent again, want at least %.2f and at most %.3f", o.Share, o.Resent, c.least, c.most)
 			}
 		})
+	}
+}
+
+// TestFastPathWithinAMachineLosesNothing has a stream fill a path so fast and short that all that waits on it is in the receiver's
+// socket buffer.
+func TestFastPathWithinAMachineLosesNothing(t *testing.T) {
+	w := lab.New(1)
+	link := lab.Link{Rate: 1.5e9, Queue: 1 << 20, Delay: 15 * time.Microsecond}
+	p := w.NewPair(link, link)
+	f := p.Flow(udx.StreamConfig{ID: 1}, udx.StreamConfig{ID: 2})
+	const span = 300 * time.Millisecond
+	w.Run(span)
+	s := f.From.Stats()
+	share := float64(f.Received) / span.Seconds() / 1.5e9
+	t.Logf("%.2f of what the path carries, %d packets of %d sent again", share, s.PacketsResent, s.PacketsSent)
+	if s.PacketsResent > s.PacketsSent/100 || share < .8 {
+		t.Errorf("%d packets of %d sent again, %.2f of the best, want 1 %% and 0.8", s.PacketsResent, s.PacketsSent, share)
 	}
 }
 
