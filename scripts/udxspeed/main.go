@@ -1,35 +1,37 @@
-// Command udxspeed moves bytes over UDX streams on loopback between this implementation and npm's udx-native, each end
-// a process, in all four combinations one after the other, and compares throughput and CPU time:
+//go:build linux
+
+// Command udxspeed moves bytes on loopback between this implementation and npm's, each end a process, in all four
+// combinations one after the other, and compares throughput and CPU time, layer by layer:
+//
+//	udx      bare UDX streams, without encryption: package udx, and npm's udx-native
+//	stream   encrypted streams, standard input to standard output: omegatun connect and listen, and npm's hyperdht
+//	tcp      a TCP connection carried through such a stream: omegatun forward and serve, and npm's hypertele
 //
 //	npm ci --prefix scripts/interop && go run ./scripts/udxspeed           # 1 GiB each
-//	go run ./scripts/udxspeed -size 256 -rounds 3 -json                    # the best of three rounds
+//	go run ./scripts/udxspeed -size 256 -rounds 3 -layer stream            # the median of three rounds
 //
-// Go's end is a udx.Stream on a udp.Conn with batches and offloads, as in the product, without encryption on either side.
+// Time runs from the first byte that arrives, or is to be sent, to the last that arrives. CPU time is what the two ends take
+// meanwhile; what feeds and empties them moves no bytes itself, but the kernel's part of it, with tcp, slows both sides alike.
 package main
 
 import (
-	"bufio"
-	"context"
+	"cmp"
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"log"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"time"
-
-	"omegatun/session/udp"
-	"omegatun/session/udx"
 )
 
 // measured is one transfer.
 type measured struct {
+	Layer    string  `json:"layer"`
 	From     string  `json:"from"`
 	To       string  `json:"to"`
 	Bytes    int64   `json:"bytes"`
@@ -43,56 +45,45 @@ func (m measured) cpu() float64 { return m.Sender + m.Receiver }
 
 const timeout = 10 * time.Minute // for one transfer
 
+// layers are what can be measured, from below.
+var layers = []string{"udx", "stream", "tcp"}
+
+// The two implementations, as the table names them.
+const (
+	ours   = "go"
+	theirs = "js"
+)
+
 func main() {
 	log.SetFlags(0)
 	size := flag.Int64("size", 1024, "`MiB` to move")
-	rounds := flag.Int("rounds", 1, "`times` to do everything; the fastest counts")
-	asJSON := flag.Bool("json", false, "print JSON instead of a table")
-	dir := flag.String("js", "scripts/udxspeed/udx.js", "`file` of the JavaScript end")
-	modules := flag.String("modules", "scripts/interop/node_modules", "`folder` with udx-native")
-	end := flag.String("end", "", "be one end: send or receive")
+	rounds := flag.Int("rounds", 1, "`times` to do everything; of each transfer the median counts")
+	only := flag.String("layer", strings.Join(layers, ","), "`layers` to measure")
+	asJSON := flag.Bool("json", false, "print JSON instead of tables")
+	modules := flag.String("modules", "scripts/interop/node_modules", "`folder` with udx-native, hyperdht and hypertele")
+	program := flag.String("omegatun", "", "the `program` to measure; default: as it is built here")
+	end := flag.String("end", "", "be one end of a bare stream: send or receive")
 	flag.Parse()
 	bytes := *size << 20
 	if *end != "" {
-		if err := goEnd(*end, bytes); err != nil {
+		if err := bareEnd(*end, bytes); err != nil {
 			log.Fatal(err)
 		}
 		return
 	}
-	self, err := os.Executable()
+	b, err := newBench(bytes, *modules, *program)
 	if err != nil {
 		log.Fatal(err)
 	}
-	abs, err := filepath.Abs(*modules)
+	all, err := b.measure(strings.Split(*only, ","), *rounds)
+	b.close()
 	if err != nil {
 		log.Fatal(err)
-	}
-	command := func(ctx context.Context, kind, role string) *exec.Cmd {
-		if kind == "go" {
-			return exec.CommandContext(ctx, self, "-end", role, "-size", strconv.FormatInt(*size, 10))
-		}
-		c := exec.CommandContext(ctx, "node", *dir, role, strconv.FormatInt(bytes, 10))
-		c.Env = append(os.Environ(), "NODE_PATH="+abs)
-		return c
-	}
-	var all []measured
-	for _, from := range []string{"go", "js"} {
-		for _, to := range []string{"go", "js"} {
-			var best measured
-			for range *rounds {
-				m, err := transfer(command, from, to, bytes)
-				if err != nil {
-					log.Fatalf("%s to %s: %v", from, to, err)
-				}
-				if best.Seconds == 0 || m.Seconds < best.Seconds {
-					best = m
-				}
-			}
-			all = append(all, best)
-		}
 	}
 	if *asJSON {
-		err = json.NewEncoder(os.Stdout).Encode(struct {
+		e := json.NewEncoder(os.Stdout)
+		e.SetIndent("", "  ")
+		err = e.Encode(struct {
 			Schema    int        `json:"schema"`
 			Transfers []measured `json:"transfers"`
 		}{1, all})
@@ -104,144 +95,110 @@ func main() {
 	}
 }
 
+// table prints a table for each layer, whose last row is what the others are compared with.
 func table(all []measured) string {
 	var b strings.Builder
-	js := all[len(all)-1]
-	fmt.Fprintf(&b, "%-10s %9s %15s %17s %12s %10s\n", "", "MB/s", "sender s/GiB", "receiver s/GiB", "throughput", "CPU")
-	for _, m := range all {
-		fmt.Fprintf(&b, "%-10s %9.0f %15.2f %17.2f %11.2fx %9.2fx\n", m.From+" to "+m.To, m.MBytes, m.Sender, m.Receiver,
-			m.MBytes/js.MBytes, m.cpu()/js.cpu())
+	for len(all) > 0 {
+		layer := all[0].Layer
+		n := slices.IndexFunc(all, func(m measured) bool { return m.Layer != layer })
+		if n < 0 {
+			n = len(all)
+		}
+		js := all[n-1]
+		fmt.Fprintf(&b, "%-10s %9s %15s %17s %12s %10s\n", layer, "MB/s", "sender s/GiB", "receiver s/GiB", "throughput", "CPU")
+		for _, m := range all[:n] {
+			fmt.Fprintf(&b, "%-10s %9.0f %15.2f %17.2f %11.2fx %9.2fx\n", m.From+" to "+m.To, m.MBytes, m.Sender, m.Receiver,
+				m.MBytes/js.MBytes, m.cpu()/js.cpu())
+		}
+		all = all[n:]
 	}
 	return b.String()
 }
 
-// process is one end.
-type process struct {
-	cmd *exec.Cmd
-	in  io.WriteCloser
-	out *bufio.Scanner
+// bench is what transfers are made with.
+type bench struct {
+	bytes   int64
+	modules string // folder with npm's packages
+	program string // omegatun
+	scripts string // folder with our JavaScript
+	tmp     string
+	network *network // nil: not started yet
 }
 
-func start(cmd *exec.Cmd) (p process, port string, err error) {
-	p.cmd = cmd
-	cmd.Stderr = os.Stderr
-	if p.in, err = cmd.StdinPipe(); err != nil {
-		return p, "", err
+func newBench(bytes int64, modules, program string) (*bench, error) {
+	b := &bench{bytes: bytes}
+	var err error
+	if b.modules, err = filepath.Abs(modules); err != nil {
+		return nil, err
 	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return p, "", err
+	if b.scripts, err = filepath.Abs("scripts/udxspeed"); err != nil {
+		return nil, err
 	}
-	p.out = bufio.NewScanner(out)
-	if err := cmd.Start(); err != nil {
-		return p, "", err
+	if _, err := os.Stat(filepath.Join(b.modules, "udx-native")); err != nil {
+		return nil, fmt.Errorf("run npm ci --prefix scripts/interop first, at the top of the repository: %w", err)
 	}
-	if !p.out.Scan() {
-		return p, "", errors.Join(errors.New("the process ended; is udx-native installed? run npm ci --prefix scripts/interop"), cmd.Wait())
+	if b.tmp, err = os.MkdirTemp("", "udxspeed"); err != nil {
+		return nil, err
 	}
-	return p, p.out.Text(), nil
+	if b.program, err = filepath.Abs(program); program != "" {
+		return b, err
+	}
+	b.program = filepath.Join(b.tmp, "omegatun")
+	build := exec.Command("go", "build", "-buildvcs=false", "-o", b.program, "./cmd/omegatun")
+	build.Stderr = os.Stderr
+	if err := build.Run(); err != nil {
+		b.close()
+		return nil, fmt.Errorf("go build: %w", err)
+	}
+	return b, nil
 }
 
-// cpu is what a process that has ended took, in seconds per GiB.
-func (p process) cpu(bytes int64) float64 {
-	s := p.cmd.ProcessState
-	return (s.UserTime() + s.SystemTime()).Seconds() / float64(bytes) * (1 << 30)
+func (b *bench) close() {
+	if b.network != nil {
+		b.network.close()
+	}
+	_ = os.RemoveAll(b.tmp)
 }
 
-func transfer(command func(context.Context, string, string) *exec.Cmd, from, to string, bytes int64) (measured, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
-	receiver, toPort, err := start(command(ctx, to, "receive"))
-	if err != nil {
-		return measured{}, err
-	}
-	sender, fromPort, err := start(command(ctx, from, "send"))
-	if err != nil {
-		cancel()
-		return measured{}, errors.Join(err, receiver.cmd.Wait())
-	}
-	began := time.Now()
-	if _, err = io.WriteString(receiver.in, fromPort+"\n"); err == nil {
-		_, err = io.WriteString(sender.in, toPort+"\n")
-	}
-	got := ""
-	if err == nil && receiver.out.Scan() {
-		got = receiver.out.Text()
-	}
-	took := time.Since(began).Seconds()
-	if got != strconv.FormatInt(bytes, 10) {
-		cancel()
-		err = errors.Join(err, fmt.Errorf("received %q bytes of %d", got, bytes))
-	}
-	if err := errors.Join(err, sender.cmd.Wait(), receiver.cmd.Wait()); err != nil {
-		return measured{}, err
-	}
-	return measured{
-		From: from, To: to, Bytes: bytes, Seconds: took, MBytes: float64(bytes) / took / 1e6,
-		Sender: sender.cpu(bytes), Receiver: receiver.cpu(bytes),
-	}, nil
-}
-
-// goEnd is what a process of this program does as one end.
-func goEnd(role string, bytes int64) error {
-	conn, err := udp.Listen(udp.Config{Addr: netip.MustParseAddrPort("127.0.0.1:0")})
-	if err != nil {
-		return err
-	}
-	mux := udx.NewMux(udx.Config{})
-	defer func() { _ = errors.Join(mux.Close(), conn.Close()) }() // the process ends
-	go receive(conn, mux)
-	id, peerID := udx.ID(1), udx.ID(2)
-	if role == "receive" {
-		id, peerID = peerID, id
-	}
-	s, err := mux.NewStream(udx.StreamConfig{ID: id})
-	if err != nil {
-		return err
-	}
-	fmt.Println(conn.LocalAddr().Port())
-	in := bufio.NewScanner(os.Stdin)
-	if !in.Scan() {
-		return errors.New("no port on standard input")
-	}
-	peer, err := netip.ParseAddrPort("127.0.0.1:" + in.Text())
-	if err != nil {
-		return err
-	}
-	if err := s.Connect(conn, peer, peerID); err != nil {
-		return err
-	}
-	if role == "send" {
-		chunk := make([]byte, 64<<10)
-		for left := bytes; left > 0; {
-			n, err := s.Write(chunk[:min(left, int64(len(chunk)))])
-			if err != nil {
-				return err
+// measure makes the transfers of some layers.
+func (b *bench) measure(only []string, rounds int) ([]measured, error) {
+	var all []measured
+	for _, layer := range only {
+		var transfer func(from, to string) (measured, error)
+		switch layer {
+		case "udx":
+			transfer = b.bare
+		case "stream":
+			transfer = b.stream
+		case "tcp":
+			transfer = b.tcp
+		default:
+			return nil, fmt.Errorf("no such layer: %q; there are %v", layer, layers)
+		}
+		for _, from := range []string{ours, theirs} {
+			for _, to := range []string{ours, theirs} {
+				var each []measured
+				for range rounds {
+					m, err := transfer(from, to)
+					if err != nil {
+						return nil, fmt.Errorf("%s: %s to %s: %w", layer, from, to, err)
+					}
+					m.Layer, m.From, m.To = layer, from, to
+					each = append(each, m)
+				}
+				slices.SortFunc(each, func(a, b measured) int { return cmp.Compare(a.Seconds, b.Seconds) })
+				all = append(all, each[len(each)/2])
 			}
-			left -= int64(n)
-		}
-		err = s.CloseWrite()
-	} else {
-		var n int64
-		if n, err = io.Copy(io.Discard, struct{ io.Reader }{s}); err == nil {
-			fmt.Println(n)
-			err = s.CloseWrite()
 		}
 	}
-	if err != nil {
-		return err
-	}
-	<-s.Done()
-	time.Sleep(100 * time.Millisecond) // the last acknowledgement
-	return s.Err()
+	return all, nil
 }
 
-func receive(conn *udp.Conn, mux *udx.Mux) {
-	b := udp.NewBatch()
-	for conn.Receive(b) == nil {
-		for i := range b.Len() {
-			d, from := b.Datagram(i)
-			mux.Receive(conn, d, from)
-		}
+// result is what a transfer came to.
+func (b *bench) result(took, sender, receiver time.Duration) measured {
+	gib := float64(b.bytes) / (1 << 30)
+	return measured{
+		Bytes: b.bytes, Seconds: took.Seconds(), MBytes: float64(b.bytes) / took.Seconds() / 1e6,
+		Sender: sender.Seconds() / gib, Receiver: receiver.Seconds() / gib,
 	}
 }
