@@ -96,7 +96,7 @@ func watchGateway(t *testing.T, n *netlab.Net) (asked func() map[uint16]int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { stop() }) //nolint:errcheck // of no interest any more
+	t.Cleanup(func() { stop() })
 	return func() map[uint16]int {
 		mu.Lock()
 		defer mu.Unlock()

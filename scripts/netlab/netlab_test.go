@@ -429,3 +429,26 @@ func TestLinksDropLargePackets(t *testing.T) {
 		t.Errorf("received %d bytes through a cut cable", len(got))
 	}
 }
+
+// IPv6 is not translated, but only answers get in.
+func TestSitesHaveIPv6(t *testing.T) {
+	l := newLab(t)
+	a, b := natA, natB
+	a.IPv6, b.IPv6 = netip.MustParsePrefix("2001:db7:0:1::/64"), netip.MustParsePrefix("2001:db7:0:2::/64")
+	a.Link = &Impairment{}
+	sa, sb := newSite(t, l, "a", a), newSite(t, l, "b", b)
+	at := [2]string{netip.AddrPortFrom(sa.Addrs6[0], 5000).String(), netip.AddrPortFrom(sb.Addrs6[0], 6000).String()}
+	ca, cb := listenUDP(t, sa.Host(), at[0]), listenUDP(t, sb.Host(), at[1])
+	send(t, cb, "stranger", at[0])
+	if got, from := receive(t, ca); got != "" {
+		t.Errorf("host a received %q from %v, want nothing", got, from)
+	}
+	send(t, ca, "hello", at[1])
+	if got, from := receive(t, cb); got != "hello" || from.String() != at[0] {
+		t.Errorf("host b received %q from %v, want hello from %s", got, from, at[0])
+	}
+	send(t, cb, "answer", at[0])
+	if got, from := receive(t, ca); got != "answer" || from.String() != at[1] {
+		t.Errorf("host a received %q from %v, want answer from %s", got, from, at[1])
+	}
+}

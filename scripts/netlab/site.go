@@ -34,6 +34,9 @@ type NAT struct {
 	NoUDP bool
 	// Random makes the router map each flow to a random port, so that no punched port can be foretold.
 	Random bool
+	// IPv6, if valid, is a public /64 of the site, not translated: its router lets in answers only, unless it is one in user
+	// space. The hosts have ::10 and following. Not with Behind.
+	IPv6 netip.Prefix
 	// Link, if not nil, is what happens to packets on the cable between router and internet.
 	Link *Impairment
 }
@@ -44,6 +47,7 @@ type Site struct {
 	Router *Net
 	Hosts  []*Net
 	Addrs  []netip.Addr // of Hosts, on the LAN
+	Addrs6 []netip.Addr // of Hosts, IPv6
 	Link   *Link        // nil without an Impairment
 
 	lab *Lab
@@ -66,6 +70,7 @@ table inet filter {
   chain input {
     type filter hook input priority filter
     ct state established,related accept
+    icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
     iifname "wan" drop
   }
   chain forward {
@@ -129,7 +134,38 @@ func (l *Lab) Site(name string, nat NAT) (*Site, error) {
 		s.Hosts, s.Addrs = append(s.Hosts, h), append(s.Addrs, addr)
 		addr = addr.Next()
 	}
+	if nat.IPv6.IsValid() {
+		return s, s.route6("to-" + name)
+	}
 	return s, nil
+}
+
+// route6 gives the site IPv6: the internet knows the way to its prefix, and its hosts the way out.
+func (s *Site) route6(near string) error {
+	const theirs, ours = "fe80::1", "fe80::2" // at the ends of the access link
+	enable := func(n *Net, dev string) error { return n.Sysctl("net.ipv6.conf." + dev + ".disable_ipv6=0") }
+	inside := s.IPv6.Masked().Addr()
+	gateway := inside.Next()
+	err := errors.Join(
+		enable(s.lab.Internet, near), enable(s.Router, "wan"), enable(s.Router, "lan"),
+		s.lab.Internet.Sysctl("net.ipv6.conf.all.forwarding=1"), s.Router.Sysctl("net.ipv6.conf.all.forwarding=1"),
+		s.lab.Internet.Run("ip", "addr", "add", theirs+"/64", "dev", near, "nodad"),
+		s.Router.Run("ip", "addr", "add", ours+"/64", "dev", "wan", "nodad"),
+		s.Router.Run("ip", "addr", "add", netip.PrefixFrom(gateway, 64).String(), "dev", "lan", "nodad"),
+		s.lab.Internet.Run("ip", "route", "add", s.IPv6.Masked().String(), "via", ours, "dev", near),
+		s.Router.Run("ip", "route", "add", "default", "via", theirs, "dev", "wan"),
+	)
+	for i, h := range s.Hosts {
+		a := inside.As16()
+		a[15] = 0x10 + byte(i)
+		addr := netip.AddrFrom16(a)
+		s.Addrs6 = append(s.Addrs6, addr)
+		err = errors.Join(err,
+			h.Run("ip", "addr", "add", netip.PrefixFrom(addr, 64).String(), "dev", "eth0", "nodad"),
+			h.Run("ip", "route", "add", "default", "via", gateway.String(), "dev", "eth0"),
+		)
+	}
+	return err
 }
 
 // plug joins a host to the LAN, over which it then reaches everything.

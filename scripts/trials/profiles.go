@@ -109,6 +109,11 @@ func (n number) lan() netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, 1 + byte(n), 0}), 24)
 }
 
+// prefix6 is one of a range that is used, but not here: those for examples count as no addresses of the Internet.
+func (n number) prefix6() netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb7, 0, 1 + byte(n)}), 64)
+}
+
 func (n number) inner() netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, 1 + byte(n), 0}), 24)
 }
@@ -188,6 +193,19 @@ var special = []struct {
 	}},
 	{"carrier-hairpin", "two homes behind one carrier NAT with hairpin", bothConsistent, "direct", oneCarrier(true)},
 	{"carrier-no-hairpin", "two homes behind one carrier NAT without hairpin", bothConsistent, "relay", oneCarrier(false)},
+	{"ipv6", "two homes with random ports, and IPv6 of their own", [2]class{random, random}, "direct", func(l *netlab.Lab, delay time.Duration) ([2]place, error) {
+		var ends [2]place
+		for i := range ends {
+			s, err := l.Site(number(i).name(), netlab.NAT{
+				WAN: number(i).wan(), LAN: number(i).lan(), IPv6: number(i).prefix6(), Random: true, Link: &netlab.Impairment{Delay: delay},
+			})
+			if err != nil {
+				return ends, err
+			}
+			ends[i] = place{s.Host(), s, []*netlab.Site{s}}
+		}
+		return ends, nil
+	}},
 	{"blocked:home", "the server has no UDP", [2]class{blocked, consistent}, "none", mixed("udp-blocked", "home")},
 	{"home:blocked", "the client has no UDP", [2]class{consistent, blocked}, "none", mixed("home", "udp-blocked")},
 }
