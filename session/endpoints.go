@@ -105,7 +105,8 @@ func (h *Host) localAddresses6() []netip.AddrPort {
 }
 
 // IPv6Only reports whether the machine has IPv6 addresses and no IPv4 address. The DHT is IPv4 only: such a machine keeps
-// the connections that it has, over IPv6, but finds nobody and is found by nobody.
+// the connections that it has, over IPv6, and finds peers on its local network, but elsewhere it finds nobody and is found by
+// nobody.
 func (h *Host) IPv6Only() bool {
 	if !h.server.LocalAddr().Addr().IsUnspecified() {
 		return false
@@ -118,7 +119,7 @@ func (h *Host) IPv6Only() bool {
 
 func (h *Host) warnIPv6Only() {
 	if h.IPv6Only() {
-		h.log.Warn("this machine has IPv6 only: connections go on, but nobody can be found without IPv4")
+		h.log.Warn("this machine has IPv6 only: connections go on, and peers on the local network are found, but none elsewhere without IPv4")
 	}
 }
 

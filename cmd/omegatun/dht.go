@@ -63,7 +63,7 @@ func (e *env) withNode(ctx context.Context, f func(*dht.Node) error) error {
 		return err
 	}
 	defer e.closeHost(ctx, h, dir) //nolint:errcheck // nothing was sent that must arrive
-	if err := daemon.Join(ctx, h.Node(), bootstrap); err != nil {
+	if err := daemon.Join(ctx, h.Node(), bootstrap, h.IPv6Only); err != nil {
 		return err
 	}
 	return explainDHT(ctx, f(h.Node()))

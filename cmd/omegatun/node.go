@@ -189,7 +189,7 @@ func (r *nodeRunner) start(ctx context.Context, cfg session.NodeConfig, public n
 		return netip.AddrPort{}, err
 	}
 	if !alone {
-		err = daemon.Join(ctx, h.Node(), cfg.DHT.Bootstrap)
+		err = daemon.Join(ctx, h.Node(), cfg.DHT.Bootstrap, nil)
 	} else {
 		err = h.Ready(ctx)
 	}

@@ -79,7 +79,7 @@ func (e *env) enter(ctx context.Context, cfg session.Config, c *config.Config, d
 	if err != nil {
 		return nil, err
 	}
-	if err := daemon.Join(ctx, h.Node(), bootstrap); err != nil {
+	if err := daemon.Join(ctx, h.Node(), bootstrap, h.IPv6Only); err != nil {
 		return nil, errors.Join(err, h.Close())
 	}
 	watching, cancel := context.WithCancel(ctx)

@@ -202,7 +202,7 @@ func (e *end) join(ctx context.Context, o order) error {
 	}
 	e.hosts = append(e.hosts, h)
 	if err := h.Ready(ctx); err != nil {
-		return err
+		return fmt.Errorf("no DHT node answers: %w", err)
 	}
 	say(answer{Event: "ready", Key: e.id.Public().Hex(), MS: msOf(time.Since(start)), Nodes: h.Node().Info().Nodes})
 	return nil

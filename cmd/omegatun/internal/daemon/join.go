@@ -75,9 +75,9 @@ func openError(err error, port uint16) *exit.Error {
 	return exit.New(exit.Other, "cannot start: %w", err)
 }
 
-// Join waits until n has entered the network. bootstrap is what n was configured with. If nobody answers, the error is
-// an [exit.Error] with the status Timeout.
-func Join(ctx context.Context, n *dht.Node, bootstrap []string) error {
+// Join waits until n has entered the network. bootstrap is what n was configured with; onlyIPv6, if not nil, tells whether the
+// machine has no IPv4, as [session.Host.IPv6Only] does. If nobody answers, the error is an [exit.Error] with the status Timeout.
+func Join(ctx context.Context, n *dht.Node, bootstrap []string, onlyIPv6 func() bool) error {
 	waiting, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
 	if err := n.Ready(waiting); err != nil && ctx.Err() != nil {
@@ -85,6 +85,11 @@ func Join(ctx context.Context, n *dht.Node, bootstrap []string) error {
 	}
 	if heard(n) {
 		return nil
+	}
+	if onlyIPv6 != nil && onlyIPv6() {
+		return exit.New(exit.Timeout, "no DHT node answers: this machine has IPv6 only, and the DHT is IPv4 only").
+			WithTry("switch on CLAT (464XLAT) or IPv4 on this network\n" +
+				"peers on the local network are found without: omegatun add <key>, here and there")
 	}
 	asked := bootstrap
 	if asked == nil {

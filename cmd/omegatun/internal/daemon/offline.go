@@ -21,7 +21,7 @@ const (
 // by themselves, or be found once there is an Internet; and if one is connected already. Otherwise the error says that nobody
 // answers. It ends with ctx.
 func (d *Daemon) join(ctx context.Context) error {
-	err := Join(ctx, d.host.Node(), d.cfg.Bootstrap)
+	err := Join(ctx, d.host.Node(), d.cfg.Bootstrap, d.host.IPv6Only)
 	e, ok := errors.AsType[*exit.Error](err)
 	if !ok || e.Code != exit.Timeout {
 		if err == nil {

@@ -226,7 +226,7 @@ func (c *checker) enter(ctx context.Context) {
 	switch {
 	case !r.IPv4.Route && c.looked == nil && r.IPv6.Route:
 		f.Text += ": this machine has IPv6 only"
-		f.Meaning = "the DHT is IPv4 only: peers are found and found by where IPv4 gets out, as by NAT64 with CLAT"
+		f.Meaning = "the DHT is IPv4 only: peers are found on the local network, and connections go on, but nobody elsewhere is found"
 		f.Remedy = "switch on CLAT (464XLAT) or IPv4 on this network"
 	case !r.IPv4.Route && c.looked == nil:
 		f.Text += ": this machine has no route to the Internet"
