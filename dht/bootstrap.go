@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -89,7 +90,7 @@ func (n *Node) resolve(now time.Time, name string, f func(now time.Time, addr ne
 		}
 		n.do(func(now time.Time) {
 			for _, a := range addrs {
-				if a = a.Unmap(); a.Is4() {
+				if a = a.Unmap(); a.Is4() && (isPublic(a) || n.mayBePrivate(name)) {
 					r.addr, r.until = a, now.Add(resolvedFor)
 					n.private = n.private || !isPublic(a)
 					break
@@ -104,6 +105,12 @@ func (n *Node) resolve(now time.Time, name string, f func(now time.Time, addr ne
 			}
 		})
 	})
+}
+
+// mayBePrivate reports whether the bootstrap node of that name may be at an address that is not public. One that is known at a
+// public address is not: a network that wants a login first gives every name an address of its own. n.mu is held.
+func (n *Node) mayBePrivate(name string) bool {
+	return n.private || !slices.ContainsFunc(n.bootstraps, func(h bootstrapHost) bool { return h.name == name && isPublic(h.ip) })
 }
 
 // bootstrap looks around from our own place in the network, which is a random one at first.

@@ -426,7 +426,7 @@ func (n *Node) AddNode(a netip.AddrPort) error {
 			return
 		}
 		n.addKnown(a)
-		if m := n.table.get(NodeID(a)); m != nil {
+		if m := n.table.get(NodeID(a)); m != nil && !n.suspended {
 			n.check(now, m)
 		}
 	})

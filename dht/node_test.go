@@ -240,6 +240,37 @@ func TestBootstrapByName(t *testing.T) {
 	})
 }
 
+// A network that wants a login first gives every name an address of its own.
+func TestPublicNetworkStaysPublicWhateverNamesResolveTo(t *testing.T) {
+	for _, row := range []struct {
+		name, bootstrap string
+		private         bool
+	}{
+		{"known at a public address", "20.99.99.99@boot.example:49737", false},
+		{"known by its name only", "boot.example:49737", true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, w *testNet) {
+				var asked atomic.Int32
+				n := w.node(false, func(c *Config) {
+					c.Mode, c.Bootstrap = Ephemeral, []string{row.bootstrap}
+					c.LookupHost = func(context.Context, string) ([]netip.Addr, error) {
+						asked.Add(1)
+						return []netip.Addr{netip.MustParseAddr("192.168.1.1")}, nil
+					}
+				})
+				w.ready(n)
+				if asked.Load() == 0 {
+					t.Error("the name was not looked up")
+				}
+				if got := n.InScope(netip.MustParseAddrPort("192.168.1.7:80")); got != row.private {
+					t.Errorf("addresses of local networks in scope: %v, want %v", got, row.private)
+				}
+			})
+		})
+	}
+}
+
 func TestCloseWhileResolvingEnds(t *testing.T) {
 	bubble(t, func(t *testing.T, w *testNet) {
 		n := w.node(false, func(c *Config) {

@@ -229,3 +229,23 @@ func TestNewBootstrapper(t *testing.T) {
 		}
 	})
 }
+
+func TestNodesAddedWhileSuspendedAreNotWaitedFor(t *testing.T) {
+	bubble(t, func(t *testing.T, w *testNet) {
+		nodes := w.members(3)
+		n := w.peer(false, nodes[0])
+		n.Suspend()
+		for range maxChecks {
+			if err := n.AddNode(nodes[1].addr()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		n.Resume()
+		time.Sleep(time.Minute)
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if n.checks != 0 {
+			t.Errorf("%d nodes count as being checked", n.checks)
+		}
+	})
+}
