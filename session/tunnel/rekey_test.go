@@ -227,6 +227,27 @@ func TestTheSecondEpochIsNotAskedForBeforeTheFirstIsUsed(t *testing.T) {
 	}
 }
 
+func TestKeysAreNotAskedForTooOften(t *testing.T) {
+	initiator, responder := sessions(t, 0)
+	wantPass(t, initiator, responder, "at first")
+	for i := range uint32(maxEpochs - 1) {
+		agree(t, initiator, responder, 100+2*i, start)
+		wantPass(t, initiator, responder, "used")
+	}
+	request, err := initiator.Ask(10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := responder.Answer(request, 11, start); !errors.Is(err, ErrRekey) {
+		t.Errorf("Answer to the %dth request at once: %v, want ErrRekey", maxEpochs, err)
+	}
+	responder.Expire(start)
+	responder.Expire(start.Add(OldKeyLife))
+	if _, err := responder.Answer(request, 11, start.Add(OldKeyLife)); err != nil {
+		t.Errorf("Answer once the old keys are gone: %v", err)
+	}
+}
+
 func TestBadRekeyingMessagesChangeNothing(t *testing.T) {
 	for _, f := range []Features{0, FeaturePostQuantum} {
 		initiator, responder := sessions(t, f)

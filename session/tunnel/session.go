@@ -16,6 +16,9 @@ const (
 	KeyLife = 180 * time.Second
 	// OldKeyLife is how long datagrams of an epoch are still opened after another has taken its place.
 	OldKeyLife = 10 * time.Second
+
+	// maxEpochs is how many epochs may live at a time: two or three do, if nobody asks for more keys than he needs.
+	maxEpochs = 8
 )
 
 // Session is the epochs of one handshake, one after the other. Datagrams are sealed in the latest that the peer is known
@@ -206,6 +209,8 @@ func (s *Session) Answer(request []byte, index uint32, now time.Time) (reply []b
 		return nil, errors.Join(ErrRekey, errors.New("tunnel: a responder asks for keys"))
 	case len(s.epochs) > 1 && s.send.Load() != s.epochs[0].Epoch:
 		return nil, errors.Join(ErrRekey, errors.New("tunnel: asked for keys before the last ones were used"))
+	case len(s.epochs) >= maxEpochs:
+		return nil, errors.Join(ErrRekey, errors.New("tunnel: asked for keys too often"))
 	}
 	m, reply, next, tx, rx, err := answer(&s.chain, s.number+1, index, s.postQuantum(), request)
 	if err != nil {
