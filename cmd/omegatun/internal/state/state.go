@@ -49,9 +49,12 @@ func Open(path string) (*Dir, error) {
 	if err != nil {
 		return nil, folderError(path, err)
 	}
-	if runtime.GOOS != "windows" && info.Mode().Perm()&0o022 != 0 && info.Mode()&fs.ModeSticky == 0 {
-		return nil, exit.New(exit.Permission, "others may write to the state folder %s (mode %04o)", path, info.Mode().Perm()).
-			WithTry("chmod go-w %s", path)
+	if runtime.GOOS != "windows" && info.Mode().Perm()&0o022 != 0 {
+		e := exit.New(exit.Permission, "others may write to the state folder %s (mode %04o)", path, info.Mode().Perm())
+		if info.Mode()&fs.ModeSticky != 0 { // as /tmp: others could put an identity or a list of peers there
+			return nil, e.WithTry("a folder of its own: --state %s", filepath.Join(path, "omegatun"))
+		}
+		return nil, e.WithTry("chmod go-w %s", path)
 	}
 	root, err := os.OpenRoot(path)
 	if err != nil {

@@ -120,12 +120,14 @@ func TestFolderThatOthersMayWriteIsRefused(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("no file modes here")
 	}
-	dir := t.TempDir()
-	if err := os.Chmod(dir, 0o777); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Make(dir); exit.From(err) == nil || exit.From(err).Code != exit.Permission {
-		t.Errorf("Make: %v, want a permission error", err)
+	for _, mode := range []fs.FileMode{0o777, 0o720, 0o702, fs.ModeSticky | 0o777} {
+		dir := t.TempDir()
+		if err := os.Chmod(dir, mode); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Make(dir); exit.From(err) == nil || exit.From(err).Code != exit.Permission {
+			t.Errorf("Make of a folder with mode %v: %v, want a permission error", mode, err)
+		}
 	}
 }
 
