@@ -84,7 +84,11 @@ func (e *env) explainAlone(
 	if err := tell(text); err != nil {
 		return nil, err
 	}
-	return daemon.Trace(ctx, h, k.Public(), p.Key, timeout, step)
+	peer, err := h.AddPeer(p.Key)
+	if err != nil {
+		return nil, exit.New(exit.Other, "cannot connect: %w", err)
+	}
+	return daemon.Trace(ctx, h, k.Public(), peer, timeout, step)
 }
 
 // peerNames returns what people call the listed peers that have names.

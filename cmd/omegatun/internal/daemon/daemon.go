@@ -107,9 +107,9 @@ type Daemon struct {
 	offline  string // why the DHT is not asked for peers; empty: it is
 }
 
-// member is a peer that is admitted.
+// member is a peer that is admitted. Once it is, it does not change, but for its name.
 type member struct {
-	name     string
+	name     string // guarded by Daemon.mu
 	prefixes []netip.Prefix
 	session  *session.Peer
 	route    *routes.Peer

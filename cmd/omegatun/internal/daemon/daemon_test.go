@@ -174,3 +174,71 @@ func TestClosersUndoTheLastFirst(t *testing.T) {
 		t.Errorf("run again: %v, %v", err, order)
 	}
 }
+
+// What was handed out is used without a lock: a peer that gets other addresses becomes another member.
+func TestMembersStayAsTheyWere(t *testing.T) {
+	one, other := netip.MustParsePrefix("10.64.0.1/32"), netip.MustParsePrefix("10.64.0.2/32")
+	p := make(map[key.Public]*session.Peer)
+	d := &Daemon{peers: make(map[key.Public]*member)}
+	for n := range byte(3) {
+		k := testKey(n)
+		p[k] = new(session.Peer)
+		d.peers[k] = &member{name: "old", prefixes: []netip.Prefix{one}, session: p[k]}
+	}
+	same, moved, gone := d.peers[testKey(0)], d.peers[testKey(1)], d.peers[testKey(2)]
+	wanted := map[key.Public]*member{
+		testKey(0): {name: "new", prefixes: []netip.Prefix{one}},
+		testKey(1): {prefixes: []netip.Prefix{other}},
+	}
+	left := d.leaveLocked(wanted)
+	for k, m := range map[key.Public]*member{testKey(0): same, testKey(1): moved, testKey(2): gone} {
+		if m.session != p[k] || m.prefixes[0] != one {
+			t.Errorf("member %v has become %+v", k, m)
+		}
+	}
+	if len(d.peers) != 1 || d.peers[testKey(0)] != same || same.name != "new" {
+		t.Errorf("members are %v, want the one with the same addresses, by its new name", d.peers)
+	}
+	if len(wanted) != 1 || wanted[testKey(1)].session != p[testKey(1)] {
+		t.Errorf("to be admitted: %v, want the one with other addresses, connected as it is", wanted)
+	}
+	stays := map[*member]bool{}
+	for _, m := range left {
+		stays[m.member] = m.stays
+	}
+	if len(left) != 2 || !stays[moved] || stays[gone] {
+		t.Errorf("left: %v, want the two others, of which one stays connected", left)
+	}
+}
+
+func TestPeersAreUnlistedUnlessAdmittedMeanwhile(t *testing.T) {
+	h, err := session.New(session.Config{
+		Identity: key.FromSeed([key.SeedSize]byte{9}), Addr: netip.MustParseAddr("127.0.0.1"), NoBeacons: true,
+		DHT: dht.Config{Bootstrap: []string{}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := h.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	d := &Daemon{host: h, peers: make(map[key.Public]*member)}
+	for n := range byte(2) {
+		p, err := h.AddPeer(testKey(n))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n == 0 {
+			d.peers[testKey(n)] = &member{session: p}
+		}
+		d.unlist(testKey(n))
+	}
+	if h.Peer(testKey(0)) == nil {
+		t.Error("a peer that was admitted meanwhile is not listed any more")
+	}
+	if h.Peer(testKey(1)) != nil {
+		t.Error("a peer that is not admitted is still listed")
+	}
+}

@@ -64,22 +64,8 @@ func (d *Daemon) apply(settings *config.Config) {
 		}
 		wanted[p.Key] = m
 	}
-	var gone []*member
+	gone := d.leaveLocked(wanted)
 	var fresh []*member
-	for k, old := range d.peers {
-		m := wanted[k]
-		if m != nil && slices.Equal(m.prefixes, old.prefixes) {
-			old.name = m.name
-			delete(wanted, k)
-			continue
-		}
-		delete(d.peers, k)
-		gone = append(gone, old)
-		if m != nil {
-			m.session = old.session // stays connected
-			old.session = nil
-		}
-	}
 	d.notes = nil
 	through := d.settings.Peers.Relays()
 	d.mu.Unlock()
@@ -113,6 +99,30 @@ func (d *Daemon) apply(settings *config.Config) {
 	}
 }
 
+// leaver is a member that is one no more.
+type leaver struct {
+	*member
+	stays bool // connected: it is admitted again, with other addresses
+}
+
+// leaveLocked makes those that are not wanted as they are members no more, and takes those that are out of wanted. d.mu is held.
+func (d *Daemon) leaveLocked(wanted map[key.Public]*member) (gone []leaver) {
+	for k, old := range d.peers {
+		m := wanted[k]
+		if m != nil && slices.Equal(m.prefixes, old.prefixes) {
+			old.name = m.name
+			delete(wanted, k)
+			continue
+		}
+		delete(d.peers, k)
+		gone = append(gone, leaver{old, m != nil})
+		if m != nil {
+			m.session = old.session
+		}
+	}
+	return gone
+}
+
 // admit lets packets flow to and from a peer, and lets it connect. Without a session in m afterwards, it is not.
 func (d *Daemon) admit(k key.Public, m *member) error {
 	if m.session == nil {
@@ -144,19 +154,31 @@ func (d *Daemon) admit(k key.Public, m *member) error {
 	return errors.Join(problems...)
 }
 
-// dismiss undoes admit. If m has no session, the peer stays connected: it gets other addresses.
-func (d *Daemon) dismiss(m *member) error {
+// dismiss undoes admit, but for the connection if that stays.
+func (d *Daemon) dismiss(m leaver) error {
 	var problems []error
 	for _, p := range m.prefixes {
 		problems = append(problems, d.hostnet.RemoveRoute(p))
 	}
 	d.forwarder.Load().RemovePeer(m.route)
-	if m.session != nil {
+	if !m.stays {
 		d.inbound.Delete(m.session)
 		d.host.RemovePeer(m.session.Key())
 		d.events.forget(m.session.Key())
 	}
 	return errors.Join(problems...)
+}
+
+// unlist takes a peer off the session host's list, unless it has been admitted meanwhile.
+func (d *Daemon) unlist(k key.Public) {
+	d.applying.Lock()
+	defer d.applying.Unlock()
+	d.mu.Lock()
+	admitted := d.peers[k] != nil
+	d.mu.Unlock()
+	if !admitted {
+		d.host.RemovePeer(k)
+	}
 }
 
 // connectListed connects, in the given way, to the peers that are to be kept connected.

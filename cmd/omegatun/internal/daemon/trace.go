@@ -23,19 +23,11 @@ const (
 	tracePing  = 2 * time.Second
 )
 
-// Trace connects to a peer, and calls emit for each step as it is made, also for those of the connection that there may be
-// already. own is the key of h. It returns the account of the attempt; that it failed is no error. A peer that h does not list is listed meanwhile.
+// Trace connects to a peer that h lists, and calls emit for each step as it is made, also for those of the connection that there
+// may be already. own is the key of h. It returns the account of the attempt; that it failed is no error.
 func Trace(
-	ctx context.Context, h *session.Host, own, k key.Public, timeout time.Duration, emit func(control.Step) error,
+	ctx context.Context, h *session.Host, own key.Public, p *session.Peer, timeout time.Duration, emit func(control.Step) error,
 ) (*control.Attempt, error) {
-	p := h.Peer(k)
-	if p == nil {
-		var err error
-		if p, err = h.AddPeer(k); err != nil {
-			return nil, exit.New(exit.Other, "cannot connect: %w", err)
-		}
-		defer h.RemovePeer(k)
-	}
 	trying, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	// Wait starts an attempt, or hurries the one that is planned. Its own error says less than the account.
@@ -57,7 +49,7 @@ func Trace(
 	case err != nil && trying.Err() == nil:
 		return nil, err // of emit
 	}
-	account := describeAttempt(h, own, k, withNATs(a, p))
+	account := describeAttempt(h, own, p.Key(), withNATs(a, p))
 	if account.State == "connecting" { // out of time
 		account.State, account.Code, account.TookMS = "failed", exit.Timeout, milliseconds(time.Since(t.began))
 		account.Reason = "nothing came of it in " + timeout.String()
@@ -243,7 +235,7 @@ func describePath(p session.Path) *control.Path {
 	return c
 }
 
-// Explain implements [control.Daemon].
+// Explain implements [control.Daemon]. A peer that is not admitted is listed meanwhile.
 func (d *Daemon) Explain(
 	ctx context.Context, peer key.Public, timeout time.Duration, emit func(control.Step) error,
 ) (*control.Attempt, error) {
@@ -255,5 +247,13 @@ func (d *Daemon) Explain(
 	case timeout <= 0:
 		return nil, exit.New(exit.Usage, "the timeout must be positive")
 	}
-	return Trace(ctx, d.host, d.own, peer, timeout, emit)
+	p := d.host.Peer(peer)
+	if p == nil {
+		var err error
+		if p, err = d.host.AddPeer(peer); err != nil {
+			return nil, exit.New(exit.Other, "cannot connect: %w", err)
+		}
+		defer d.unlist(peer)
+	}
+	return Trace(ctx, d.host, d.own, p, timeout, emit)
 }
