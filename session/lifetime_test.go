@@ -90,3 +90,29 @@ func TestTunnelFollowsAPeerThatMovesOften(t *testing.T) {
 		}
 	})
 }
+
+// A client that is taken off the list is not relayed for any more.
+func TestRemovedPeersAreNotRelayedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
+		r := w.relay("r", pubR)
+		ha, hb, _, _ := w.behind(lab.RandomPort, lab.RandomPort)
+		a, b := w.through(ha, keyOf("b"), keyOf("r")), w.through(hb, keyOf("a"), keyOf("r"))
+		if _, err := r.AddPeer(a.public()); err != nil {
+			t.Fatal(err)
+		}
+		b.listen(t)
+		a.Peer(b.public()).Connect()
+		a.wantPath(t, b.public(), PathRelay, time.Minute)
+		if s, _ := r.RelayStats(); s.Clients != 2 || s.Links == 0 {
+			t.Fatalf("%d clients and %d links at the relay", s.Clients, s.Links)
+		}
+		a.Peer(b.public()).Disconnect() // so that it does not come back
+		b.Peer(a.public()).Disconnect()
+		r.RemovePeer(a.public())
+		time.Sleep(time.Second)
+		if s, _ := r.RelayStats(); s.Clients != 1 || s.Links != 0 {
+			t.Errorf("%d clients and %d links at the relay, want the other one alone", s.Clients, s.Links)
+		}
+	})
+}

@@ -64,6 +64,7 @@ type link struct {
 	remoteID udx.ID
 	framed   bool                  // the remote stream id is known; guarded by mu
 	atRelay  atomic.Pointer[route] // of a plain stream, once the peer has been met at a relay
+	relaying atomic.Bool           // of a plain stream: it serves to arrange relaying for the peer
 
 	peer atomic.Pointer[Peer]  // set when the link belongs to a Peer
 	cur  atomic.Pointer[route] // where datagrams go; nil while opening

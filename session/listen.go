@@ -401,6 +401,7 @@ var errNobodyAccepts = errors.New("session: nobody accepts the stream")
 func (l *Listener) deliver(lk *link) {
 	c := lk.secure.Load()
 	if h := l.host; h.relayServer != nil && l.cfg.Relay != nil && l.cfg.Relay(lk.remote) {
+		lk.relaying.Store(true)
 		h.wg.Go(func() { h.serveRelay(lk, c) })
 		return
 	}

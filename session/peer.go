@@ -115,7 +115,8 @@ func (h *Host) Peers() []*Peer {
 	return list
 }
 
-// RemovePeer takes the peer off the list and ends its connections.
+// RemovePeer takes the peer off the list and ends its connections, and what the Host relays for it. Other streams that it has
+// opened go on.
 func (h *Host) RemovePeer(k key.Public) {
 	h.mu.Lock()
 	p := h.peers[k]
@@ -124,6 +125,7 @@ func (h *Host) RemovePeer(k key.Public) {
 	h.lan.forget(k)
 	if p != nil {
 		p.remove(true)
+		h.stopRelaying(k)
 	}
 }
 

@@ -488,6 +488,16 @@ func (s *relaySocket) Close() error {
 	return nil
 }
 
+// stopRelaying ends what is relayed for a key.
+func (h *Host) stopRelaying(k key.Public) {
+	h.streams.Range(func(v, _ any) bool {
+		if l := v.(*link); l.remote == k && l.relaying.Load() {
+			l.close(ErrRemoved)
+		}
+		return true
+	})
+}
+
 // serveRelay is the goroutine that relays for one client, over a stream that it has opened to us.
 func (h *Host) serveRelay(l *link, conn *secretstream.Conn) {
 	mux := protomux.New(conn, protomux.Config{Protocols: []string{relay.Protocol}})

@@ -387,7 +387,7 @@ func (d *Daemon) listen(ctx context.Context, wg *sync.WaitGroup) error {
 			}
 			return nil
 		},
-		Relay: func(key.Public) bool { return true }, // of those that are admitted
+		Relay: func(k key.Public) bool { return d.host.Peer(k) != nil }, // it may have been dismissed meanwhile
 	})
 	if err != nil {
 		return exit.New(exit.Other, "cannot listen: %w", err)
