@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"omegatun/punch/lab"
+	"omegatun/session/relay"
+	"omegatun/session/tunnel"
 )
 
 // Peers that are taken off the list while they are being looked for leave room for others to be looked for.
@@ -113,6 +115,37 @@ func TestRemovedPeersAreNotRelayedFor(t *testing.T) {
 		time.Sleep(time.Second)
 		if s, _ := r.RelayStats(); s.Clients != 1 || s.Links != 0 {
 			t.Errorf("%d clients and %d links at the relay, want the other one alone", s.Clients, s.Links)
+		}
+	})
+}
+
+// What comes over a relay, but not the usual way, is noticed each time.
+func TestEachMessageOfARelayedPathIsHeard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
+		ha, hb, _, _ := w.homes()
+		a, b := w.end(ha, keyOf("b")), w.end(hb, keyOf("a"))
+		b.listen(t)
+		a.Peer(b.public()).Connect()
+		a.connected(t, b.public())
+		b.connected(t, a.public())
+		from, to := a.Peer(b.public()).cur.Load(), b.Peer(a.public()).cur.Load()
+		stream, err := b.newStream(to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &relaySocket{host: b.Host, link: to, stream: stream, remote: netip.AddrPortFrom(pubR, 1), under: b.server}
+		s.path = relay.NewPath(b.server, s.remote, 1)
+		for range 3 {
+			d, err := from.epoch.Seal(nil, tunnel.Control{Kind: tunnel.Keepalive}.Append(nil))
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.receive(d)
+			if heard := to.heard.Load(); heard != time.Now().UnixNano() {
+				t.Errorf("the link was heard %v ago, want now", time.Since(time.Unix(0, heard)))
+			}
+			time.Sleep(time.Second)
 		}
 	})
 }

@@ -466,7 +466,7 @@ func (s *relaySocket) receive(b []byte) {
 	defer relayInbound.Put(in)
 	in.host = s.host
 	s.host.dispatch(s, b, s.remote, in, time.Now())
-	in.flush()
+	in.end()
 	in.host, in.peer = nil, nil
 }
 
