@@ -16,7 +16,7 @@ import (
 
 const (
 	// batchPackets is how many packets, large or not, one ReadLarge gathers at most.
-	batchPackets = 64
+	batchPackets = 128
 	// batchBytes is how many bytes are enough for a batch: about one large packet, because what is read later makes
 	// it wait, and because all of a batch is to stay in the processor's cache.
 	batchBytes = 64 << 10
@@ -25,7 +25,7 @@ const (
 // queue reads and writes packets, large ones too, through a file with virtio-net headers.
 //
 // It gathers what is waiting, so that a burst of small packets is one batch. What was read lies behind one another in one
-// small arena, and is cut where it lies.
+// small arena, and is cut where it lies. If that is not all that is waiting, the rest is read too, and flows take turns.
 type queue struct {
 	name string
 	log  *slog.Logger
@@ -41,14 +41,22 @@ type queue struct {
 	arena  []byte
 	frames [batchPackets]cutter // what was read last
 	count  int
-	used   int // bytes of the arena
-	turn   int // the frame that Read cuts next
+	used   int  // bytes of the arena
+	turn   int  // the frame that Read cuts next
+	more   bool // there were more packets than the last batch had room for
 	pace   moderator
-	spare  bool // there is another processor for other goroutines while this one sleeps
-	n      int  // outcome of wait or poll
-	errno  unix.Errno
-	wait   func(fd uintptr) bool // reads when there is something
-	poll   func(fd uintptr) bool // reads if there is something
+	part   portion
+	left   time.Time // when fill returned
+	spare  bool      // there is another processor for other goroutines while this one sleeps
+
+	waiting *backlog // packets that wait for others; nil until there were too many for a batch
+	held    []int    // its slots in which the packets lie that were read last
+
+	into  []byte // of the read in progress
+	n     int    // outcome of wait or poll
+	errno unix.Errno
+	wait  func(fd uintptr) bool // reads when there is something
+	poll  func(fd uintptr) bool // reads if there is something
 }
 
 func newQueue(file *os.File, name string, log *slog.Logger) (*queue, error) {
@@ -62,7 +70,7 @@ func newQueue(file *os.File, name string, log *slog.Logger) (*queue, error) {
 	q.mergers.New = func() any { return newMerger(q) }
 	q.poll = func(fd uintptr) bool { // made once, because a closure is an allocation
 		for {
-			b := q.arena[q.used:]
+			b := q.into
 			n, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
 			if q.n, q.errno = int(n), errno; errno != unix.EINTR {
 				return true
@@ -119,36 +127,121 @@ func (q *queue) Cut(i, offset int, finish bool) (b []byte, unfinished bool) {
 
 // fill waits for a packet and gathers those that are there. q.mu is held.
 func (q *queue) fill() error {
-	room := q.count < len(q.frames) && q.used < batchBytes
-	if q.pace.rest(time.Now(), q.count, room) && q.spare {
-		nap(moderateSleep)
+	now := time.Now()
+	if !q.left.IsZero() {
+		q.part.adapt(now.Sub(q.left))
 	}
+	if q.pace.rest(now, q.count, !q.more) && q.spare {
+		nap(moderateSleep)
+		now = time.Now()
+	}
+	for _, slot := range q.held {
+		q.waiting.release(slot)
+	}
+	q.held = q.held[:0]
 	q.count, q.used, q.turn = 0, 0, 0
-	for q.count < len(q.frames) && q.used < batchBytes {
-		read := q.poll
-		if q.count == 0 {
-			read = q.wait
+	var err error
+	if q.more {
+		err = q.fillFairly(now)
+	}
+	if q.count == 0 && err == nil {
+		err = q.fillInOrder()
+	}
+	q.left = time.Now()
+	return err
+}
+
+// room reports whether there is room for another packet in the batch.
+func (q *queue) room() bool {
+	return q.count < q.part.of(len(q.frames)) && q.used < q.part.of(batchBytes)
+}
+
+// fillInOrder is fill when few packets are waiting.
+func (q *queue) fillInOrder() error {
+	for q.more = true; q.room(); {
+		b := q.arena[q.used:]
+		empty, err := q.read(b, q.count == 0)
+		if err != nil {
+			return q.failed(err)
 		}
-		if err := q.conn.Read(read); err != nil {
-			return q.failed(os.ErrClosed) // the only reason, as there are no deadlines
-		}
-		switch {
-		case q.errno == unix.EAGAIN:
+		if empty {
+			q.more = false
 			return nil
-		case q.errno == unix.EBADFD: // the interface was removed
-			return q.failed(fmt.Errorf("interface %s is gone: %w", q.name, os.ErrClosed))
-		case q.errno != 0:
-			return q.failed(q.errno)
 		}
-		if err := q.frames[q.count].start(q.arena[q.used : q.used+q.n]); err != nil {
-			q.drop(err)
-			continue
-		}
-		const line = 64 // of the processor's cache
-		q.used = (q.used + q.n + line - 1) &^ (line - 1)
-		q.count++
+		q.take(b[:q.n])
 	}
 	return nil
+}
+
+// fillFairly is fill when there were more packets than a batch has room for: all of them are read first, and take turns.
+// It waits for nothing.
+func (q *queue) fillFairly(now time.Time) error {
+	if q.waiting == nil {
+		q.waiting = newBacklog()
+	}
+	w := q.waiting
+	lost := w.lost
+	q.more = false
+	for bytes, reads := 0, 0; bytes < backlogBytes && reads < backlogReads; reads++ {
+		slot := w.reserve(largeSlot)
+		empty, err := q.read(w.bytes(slot), false)
+		if empty || err != nil {
+			w.release(slot)
+			if err != nil && w.count == 0 {
+				return err
+			}
+			break
+		}
+		w.add(slot, q.n, now)
+		bytes += q.n
+	}
+	for q.room() {
+		slot, ok := w.pop(now, w.drop)
+		if !ok {
+			break
+		}
+		q.held = append(q.held, slot)
+		q.take(w.bytes(slot)[:w.slots[slot].size])
+	}
+	q.more = w.count > 0 || q.count > 0 // ask once more before waiting
+	if w.lost > lost {
+		q.log.Debug("packets from the host were dropped, as there are too many", "interface", q.name,
+			"packets", w.lost-lost)
+	}
+	return nil
+}
+
+// take makes the packet b, which was read, the next of the batch.
+func (q *queue) take(b []byte) {
+	if err := q.frames[q.count].start(b); err != nil {
+		q.drop(err)
+		return
+	}
+	const line = 64 // of the processor's cache
+	q.used = (q.used + len(b) + line - 1) &^ (line - 1)
+	q.count++
+}
+
+// read reads a packet of q.n bytes into b. It waits for one, or reports that there is none.
+func (q *queue) read(b []byte, wait bool) (empty bool, err error) {
+	q.into = b
+	f := q.poll
+	if wait {
+		f = q.wait
+	}
+	err = q.conn.Read(f)
+	q.into = nil
+	switch {
+	case err != nil:
+		return false, os.ErrClosed // the only reason, as there are no deadlines
+	case q.errno == unix.EAGAIN:
+		return true, nil
+	case q.errno == unix.EBADFD: // the interface was removed
+		return false, fmt.Errorf("interface %s is gone: %w", q.name, os.ErrClosed)
+	case q.errno != 0:
+		return false, q.errno
+	}
+	return false, nil
 }
 
 // nap sleeps for much less than the Go runtime can, which rounds up to a millisecond. It keeps its thread and its

@@ -4,8 +4,9 @@
 //
 // On Linux the device is opened with virtio-net headers, and is a [Large]. Then one system call carries up to 64 KiB: what
 // the kernel hands over as one large TCP or UDP packet is cut into packets that fit where it lies, small ones that are
-// waiting are gathered, and packets of a flow are merged again as they are written, from where they lie. Checksums are left to
-// the kernel where the other side allows it. The device below is golang.zx2c4.com/wireguard/tun's, on a file opened
+// waiting are gathered, and packets of a flow are merged again as they are written, from where they lie. If more are waiting
+// than one batch has room for, flows take turns, and of those that keep much waiting for long, packets are dropped (FQ-CoDel,
+// RFC 8290, without ECN). Checksums are left to the kernel where the other side allows it. The device below is golang.zx2c4.com/wireguard/tun's, on a file opened
 // here: so an interface of that name which exists already is refused instead of taken over, and no goroutine or
 // netlink socket is needed for events that nobody reads. Where the kernel refuses the headers, or [Config].Plain is set,
 // packets are carried by that package. Other systems use its devices as they are.

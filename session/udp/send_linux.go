@@ -3,6 +3,7 @@ package udp
 import (
 	"errors"
 	"net/netip"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +21,7 @@ type sender struct {
 	base    int            // messages from here on go there
 	control []byte         // for every message: the source address
 	segment bool           // trains are allowed
+	most    int            // bytes of a train
 	first   error          // the first error
 	limit   int            // datagrams of this size to limitTo were found to be too large; 0: none yet
 	limitTo netip.AddrPort
@@ -104,6 +106,7 @@ func (c *Conn) sendTo(b [][]byte, to []netip.AddrPort, control []byte) error {
 func (c *Conn) sender(control []byte) *sender {
 	s := c.senders.Get().(*sender)
 	s.c, s.control, s.segment, s.first, s.limit = c, control, c.has(FeatureSegment), nil, 0
+	s.most = min(int(c.writeBuffer.Load()), MaxDatagram)
 	return s
 }
 
@@ -145,7 +148,7 @@ func (s *sender) add(d []byte) {
 
 // extend takes d into t, unless t is complete or too different.
 func (s *sender) extend(t *train, d []byte) bool {
-	if t.closed || len(d) == 0 || len(d) > t.segment || t.count == MaxTrain || t.size+len(d) > MaxDatagram {
+	if t.closed || len(d) == 0 || len(d) > t.segment || t.count == MaxTrain || t.size+len(d) > s.most {
 		return false
 	}
 	m := s.n - 1
@@ -211,7 +214,9 @@ func (s *sender) call() error {
 	// Control, unlike Write, lets several senders into the kernel at once.
 	err := s.c.raw.Control(s.try)
 	if err == nil && s.errno == unix.EAGAIN {
+		began := time.Now()
 		err = s.c.raw.Write(s.attempt)
+		s.c.waited(time.Since(began))
 	}
 	if err != nil {
 		s.sent = 0

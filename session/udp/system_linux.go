@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,6 +16,9 @@ type system struct {
 	senders            *sync.Pool // of *sender
 	member             *member    // nil: the socket is in no Hub
 	merging            bool       // UDP_GRO is on; the receiving goroutine's
+
+	writeBuffer     atomic.Int32 // size of the send buffer, as asked for
+	mostWriteBuffer int          // what it may become; never changes
 }
 
 // setOptions prepares a socket before it is bound.
@@ -66,6 +71,8 @@ func (c *Conn) start(cfg Config) {
 		c.log.Info("udp: socket buffers are smaller than asked for; see net.core.rmem_max and wmem_max",
 			"read_buffer", read/2, "write_buffer", write/2)
 	}
+	c.mostWriteBuffer = write / 2
+	c.writeBuffer.Store(int32(c.mostWriteBuffer))
 	if cfg.Disable&FeatureBatch != 0 {
 		c.portable = true
 		return
@@ -79,6 +86,39 @@ func (c *Conn) start(cfg Config) {
 		f |= FeatureMerge
 	}
 	c.features.Store(uint32(f &^ cfg.Disable))
+}
+
+// What is in a send buffer has been waiting since before anything was known of a more urgent packet, and nobody sees to it that
+// its flows are fair to each other. So on a slow line the buffer is made small: half of it is to leave within a few
+// milliseconds.
+const (
+	drainLong        = 4 * time.Millisecond
+	drainShort       = time.Millisecond
+	leastWriteBuffer = 8 << 10 // a few datagrams
+)
+
+// suitBuffer returns the size for a send buffer of size bytes, of which half took so long to leave.
+func suitBuffer(size, most int, took time.Duration) int {
+	switch {
+	case took > drainLong:
+		fits := int(int64(size) * int64(drainLong/2) / int64(took))
+		return min(size, max(fits, size/8, leastWriteBuffer))
+	case took < drainShort:
+		return max(size, min(2*size, most))
+	}
+	return size
+}
+
+// waited is told how long a sender had to wait because the send buffer was full. The kernel wakes it when half of it is
+// empty.
+func (c *Conn) waited(took time.Duration) {
+	size := c.writeBuffer.Load()
+	next := int32(suitBuffer(int(size), c.mostWriteBuffer, took))
+	if next == size || c.hubbed || !c.writeBuffer.CompareAndSwap(size, next) {
+		return
+	}
+	// An error means that it is closed, or stays as it is.
+	_ = c.raw.Control(func(fd uintptr) { setBuffer(int(fd), unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, int(next)) })
 }
 
 // closeSocket closes the socket. It is called once.

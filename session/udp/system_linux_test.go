@@ -1,6 +1,7 @@
 package udp
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -705,5 +706,55 @@ func TestZoneCache(t *testing.T) {
 		if got := z.toIndex(zone); got != want {
 			t.Errorf("zone %q is %d, want %d", zone, got, want)
 		}
+	}
+}
+
+func TestSendBuffersSuitTheLine(t *testing.T) {
+	const most = 256 << 10
+	for _, row := range []struct {
+		name string
+		size int
+		took time.Duration
+		want int
+	}{
+		{"a fast line", most, 100 * time.Microsecond, most},
+		{"neither", most, 2 * time.Millisecond, most},
+		{"a slow one", most, 8 * time.Millisecond, most / 4},
+		{"a very slow one", most, 10 * time.Second, most / 8},
+		{"a very slow one with a small buffer", 10 << 10, 10 * time.Second, leastWriteBuffer},
+		{"with the smallest", leastWriteBuffer, time.Second, leastWriteBuffer},
+		{"smaller than that from the start", 4 << 10, time.Second, 4 << 10},
+		{"fast again", 16 << 10, 100 * time.Microsecond, 32 << 10},
+		{"nearly as large as it was", 200 << 10, 100 * time.Microsecond, most},
+		{"larger than asked for", 2 * most, 0, 2 * most},
+	} {
+		if got := suitBuffer(row.size, most, row.took); got != row.want {
+			t.Errorf("%s: %d bytes after %v become %d, want %d", row.name, row.size, row.took, got, row.want)
+		}
+	}
+}
+
+// TestSlowSocketsGetSmallBuffers has a socket that is full for a long time, and then is not.
+func TestSlowSocketsGetSmallBuffers(t *testing.T) {
+	c := listen(t, loopback4, Config{})
+	full := c.Stats().WriteBuffer
+	for range 20 {
+		c.waited(time.Second)
+	}
+	if got := c.Stats().WriteBuffer; got >= full/8 {
+		t.Errorf("the send buffer has %d bytes, %d at first; want less than an eighth", got, full)
+	}
+	train := bytes.Repeat([]byte("datagram"), 8<<10)
+	if err := c.SendSegments(train, 1024, c.LocalAddr()); err != nil {
+		t.Error(err)
+	}
+	if s := c.Stats(); s.SentPackets != 64 || s.SendTrains < 64*1024/leastWriteBuffer {
+		t.Errorf("64 datagrams of 1 KiB left as %d in %d trains, want no train larger than the buffer", s.SentPackets, s.SendTrains)
+	}
+	for range 20 {
+		c.waited(0)
+	}
+	if got := c.Stats().WriteBuffer; got != full {
+		t.Errorf("the send buffer has %d bytes at last, want %d as at first", got, full)
 	}
 }

@@ -61,7 +61,8 @@ type Config struct {
 	Addr netip.AddrPort
 
 	// ReadBuffer and WriteBuffer are the sizes of the socket's buffers in bytes. Zero: DefaultReadBuffer and
-	// DefaultWriteBuffer. Negative: the system's default. The system may grant less; Stats tells.
+	// DefaultWriteBuffer. Negative: the system's default. The system may grant less; Stats tells. On slow lines the send
+	// buffer becomes smaller.
 	ReadBuffer, WriteBuffer int
 
 	// Disable names features to do without, even where the system has them.
