@@ -12,6 +12,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"omegatun/moderate"
 )
 
 const (
@@ -44,7 +46,7 @@ type queue struct {
 	used   int  // bytes of the arena
 	turn   int  // the frame that Read cuts next
 	more   bool // there were more packets than the last batch had room for
-	pace   moderator
+	pace   moderate.Pace
 	part   portion
 	left   time.Time // when fill returned
 	spare  bool      // there is another processor for other goroutines while this one sleeps
@@ -131,8 +133,8 @@ func (q *queue) fill() error {
 	if !q.left.IsZero() {
 		q.part.adapt(now.Sub(q.left))
 	}
-	if q.pace.rest(now, q.count, !q.more) && q.spare {
-		nap(moderateSleep)
+	if q.pace.Rest(now, q.count, !q.more) && q.spare {
+		moderate.Nap(moderate.Sleep)
 		now = time.Now()
 	}
 	for _, slot := range q.held {
@@ -242,15 +244,6 @@ func (q *queue) read(b []byte, wait bool) (empty bool, err error) {
 		return false, q.errno
 	}
 	return false, nil
-}
-
-// nap sleeps for much less than the Go runtime can, which rounds up to a millisecond. It keeps its thread and its
-// processor meanwhile. A signal ends it early.
-func nap(d time.Duration) {
-	// Without this the kernel adds another 50 us, to have fewer interrupts. It is the thread's, and stays.
-	_, _, _ = unix.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_TIMERSLACK, 1, 0)
-	t := unix.NsecToTimespec(int64(d))
-	_, _, _ = unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&t)), 0, 0)
 }
 
 // failed returns err, unless there are packets to be carried first: it comes again.

@@ -6,10 +6,15 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"sync"
+	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"omegatun/moderate"
 )
 
 const (
@@ -17,12 +22,15 @@ const (
 	hubSlots  = 64 // datagrams that one call receives
 )
 
-// hub waits for its sockets with an epoll of its own. They are not known to the Go runtime's, which would be told of
-// each datagram, too.
+// hub waits for its sockets with an epoll of its own. The Go runtime's does not know them, but the bell, so that waiting
+// costs what it costs for any goroutine: a system call that blocks, as epoll_wait would, has the runtime's monitor look
+// after it for milliseconds each time, which is ten times the work of answering. The bell is an epoll that has the other one
+// in it, to be switched off while datagrams come fast: the runtime would be told of each.
 type hub struct {
-	portable *portableHub // instead of everything else, where a sandbox has no epoll or recvmmsg
+	portable *portableHub // instead of everything else, where a sandbox has no epoll, none in another, or no recvmmsg
 
 	epoll, wake int // wake is an eventfd: readable when it is time to end
+	bell        *os.File
 	senders     sync.Pool
 	done        chan struct{} // closed when the goroutine has ended
 
@@ -55,6 +63,11 @@ func (g *hub) start() error {
 		}
 		return nil
 	}
+	bell, ring, err := newBell(epoll)
+	if err != nil {
+		g.portable = &portableHub{}
+		return unix.Close(epoll)
+	}
 	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err == nil {
 		err = unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, wake, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: -1})
@@ -63,13 +76,35 @@ func (g *hub) start() error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("udp: %w", errors.Join(err, unix.Close(epoll)))
+		return fmt.Errorf("udp: %w", errors.Join(err, bell.Close(), unix.Close(epoll)))
 	}
-	g.epoll, g.wake = epoll, wake
+	g.epoll, g.wake, g.bell = epoll, wake, bell
 	g.senders.New = func() any { return newSender() }
 	g.done = make(chan struct{})
-	go g.run()
+	go g.run(ring)
 	return nil
+}
+
+// newBell returns a file that the Go runtime can wait for, and that is readable when the epoll is.
+func newBell(epoll int) (*os.File, syscall.RawConn, error) {
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("epoll_create1", err)
+	}
+	err = unix.EpollCtl(fd, unix.EPOLL_CTL_ADD, epoll, &unix.EpollEvent{Events: unix.EPOLLIN})
+	if err == nil {
+		err = unix.SetNonblock(fd, true) // the runtime takes it for a file that can be waited for
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, unix.Close(fd))
+	}
+	bell := os.NewFile(uintptr(fd), "epoll")
+	err = bell.SetReadDeadline(time.Time{}) // fails unless it can
+	ring, e := bell.SyscallConn()
+	if err = errors.Join(err, e); err != nil {
+		return nil, nil, errors.Join(err, bell.Close())
+	}
+	return bell, ring, nil
 }
 
 func (g *hub) listen(cfg Config, h Handler) (*Conn, error) {
@@ -212,23 +247,85 @@ func (g *hub) of(e *unix.EpollEvent) *member {
 }
 
 // run receives until the hub is closed.
-func (g *hub) run() {
+func (g *hub) run(ring syscall.RawConn) {
 	defer close(g.done)
-	b := newBatch(hubSlots, smallSlot)
-	events := make([]unix.EpollEvent, hubEvents)
+	r := hubReceiver{
+		g: g, batch: newBatch(hubSlots, smallSlot), events: make([]unix.EpollEvent, hubEvents),
+		armed: true, alone: runtime.GOMAXPROCS(0) == 1,
+	}
+	err := ring.Read(func(fd uintptr) bool { return r.receive(int(fd)) })
+	if err != nil && !g.isClosed() {
+		panic("udp: wait for an epoll: " + err.Error()) // it is ours, and is closed after this
+	}
+}
+
+// hubReceiver is what a hub's goroutine works with.
+type hubReceiver struct {
+	g      *hub
+	batch  *Batch
+	events []unix.EpollEvent
+	pace   moderate.Pace
+	armed  bool // the bell rings
+	alone  bool // there is no other processor for other goroutines
+}
+
+// receive hands over what there is, until there is no more: then it returns false, to be called again when the bell has
+// rung, at least once for whatever came since it looked last. It returns true if the hub is closed.
+func (r *hubReceiver) receive(bell int) bool {
 	for {
-		n, err := unix.EpollWait(g.epoll, events, -1)
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			panic("udp: epoll_wait: " + err.Error()) // of a descriptor and memory that are ours
+		n, errno := epollPoll(r.g.epoll, r.events)
+		if errno != 0 {
+			panic("udp: epoll_wait: " + errno.Error()) // of a descriptor and memory that are ours
 		}
-		for i := range events[:max(0, n)] {
-			if m := g.of(&events[i]); m != nil {
-				m.receive(b)
-			} else if g.isClosed() {
-				return
+		messages, room := 0, n < len(r.events)
+		for i := range r.events[:n] {
+			if m := r.g.of(&r.events[i]); m != nil {
+				k, more := m.receive(r.batch)
+				messages += k
+				room = room && !more
+			} else if r.g.isClosed() {
+				return true
 			}
 		}
+		switch {
+		case !room:
+			r.pace.Rest(time.Now(), messages, room)
+		case messages > 0 && r.pace.Rest(time.Now(), messages, room):
+			r.arm(bell, false)
+			moderate.Nap(moderate.Sleep)
+			if r.alone {
+				runtime.Gosched()
+			}
+		case r.arm(bell, true): // for what comes from now on; something may have come already
+		default:
+			return false
+		}
 	}
+}
+
+// arm has the bell ring or not. It reports whether that is new.
+func (r *hubReceiver) arm(bell int, on bool) bool {
+	if r.armed == on {
+		return false
+	}
+	var event unix.EpollEvent
+	if on {
+		event.Events = unix.EPOLLIN
+	}
+	if err := unix.EpollCtl(bell, unix.EPOLL_CTL_MOD, r.g.epoll, &event); err != nil {
+		panic("udp: epoll_ctl: " + err.Error())
+	}
+	r.armed = on
+	return true
+}
+
+// epollPoll is epoll_wait, but does not wait, and is not announced to Go's scheduler.
+func epollPoll(epoll int, events []unix.EpollEvent) (int, unix.Errno) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epoll), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), 0, 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), 0
 }
 
 func (g *hub) isClosed() bool {
@@ -237,15 +334,21 @@ func (g *hub) isClosed() bool {
 	return g.closed
 }
 
-// receive hands over what the socket has.
-func (m *member) receive(b *Batch) {
+// receive hands over what the socket has: so many messages, and perhaps it has more.
+func (m *member) receive(b *Batch) (messages int, more bool) {
 	b.reset()
 	err := m.conn.receiveMany(b)
 	switch {
-	case err == nil && b.Len() > 0:
-		m.h(m.conn, b)
-	case err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, net.ErrClosed):
+	case err == nil:
+		if b.Len() > 0 {
+			m.h(m.conn, b)
+		}
+		return b.system.n, b.system.n == len(b.messages)
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, net.ErrClosed):
+		return 0, false
+	default:
 		m.conn.counters.socketErrors.Add(1) // of a datagram, taken away by the call
+		return 0, true
 	}
 }
 
@@ -273,7 +376,7 @@ func (g *hub) close() error {
 	_, err := unix.Write(g.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 	errs = append(errs, err)
 	<-g.done
-	return errors.Join(append(errs, unix.Close(g.epoll), unix.Close(g.wake))...)
+	return errors.Join(append(errs, g.bell.Close(), unix.Close(g.epoll), unix.Close(g.wake))...)
 }
 
 // Control implements syscall.RawConn.

@@ -1,4 +1,4 @@
-package tun
+package moderate
 
 import (
 	"testing"
@@ -24,12 +24,12 @@ func TestReaderRestsOnlyWhilePacketsComeFast(t *testing.T) {
 		{"bursts, far apart", 64, 10 * time.Millisecond, false, false, 0},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			var m moderator
+			var m Pace
 			now := time.Unix(1, 0)
 			rests := 0
 			for range 100 {
 				now = now.Add(row.every)
-				if m.rest(now, row.batch, !row.full) {
+				if m.Rest(now, row.batch, !row.full) {
 					rests++
 				}
 			}
@@ -41,49 +41,19 @@ func TestReaderRestsOnlyWhilePacketsComeFast(t *testing.T) {
 }
 
 func TestReaderRestsOnceWhenAFloodEnds(t *testing.T) {
-	var m moderator
+	var m Pace
 	now := time.Unix(1, 0)
 	for range 100 {
 		now = now.Add(50 * time.Microsecond)
-		m.rest(now, 10, true)
+		m.Rest(now, 10, true)
 	}
-	if !m.rest(now, 10, true) {
+	if !m.Rest(now, 10, true) {
 		t.Fatal("no rest in a flood")
 	}
-	if m.rest(now.Add(70*time.Microsecond), 0, true) {
+	if m.Rest(now.Add(70*time.Microsecond), 0, true) {
 		t.Error("a rest after one that brought nothing: the reader should wait")
 	}
-	if m.rest(now.Add(time.Second), 1, true) {
+	if m.Rest(now.Add(time.Second), 1, true) {
 		t.Error("a rest for the first packet in a second")
-	}
-}
-
-func TestBatchesAreMadeSmallOnSlowLines(t *testing.T) {
-	var p portion
-	for _, row := range []struct {
-		name  string
-		took  time.Duration
-		times int
-		want  int // of 128
-	}{
-		{"nothing is known", 2 * time.Millisecond, 1, 128},
-		{"fast", 100 * time.Microsecond, 3, 128},
-		{"slow", 5 * time.Millisecond, 1, 64},
-		{"still slow", 5 * time.Millisecond, 2, 16},
-		{"just right", 3 * time.Millisecond, 5, 16},
-		{"not moving", time.Second, 50, 2},
-		{"fast again", 100 * time.Microsecond, 3, 16},
-		{"fast for longer", 100 * time.Microsecond, 30, 128},
-	} {
-		for range row.times {
-			p.adapt(row.took)
-		}
-		if got := p.of(128); got != row.want {
-			t.Errorf("%s: a batch takes %d packets, want %d", row.name, got, row.want)
-		}
-	}
-	p.halvings = portionLeast
-	if got := p.of(5); got != 1 {
-		t.Errorf("the least part of 5 is %d, want 1", got)
 	}
 }
