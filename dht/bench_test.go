@@ -44,6 +44,10 @@ func BenchmarkReceiveFindPeer(b *testing.B) {
 	benchReceive(b, request{command: cmdFindPeer, target: some(key.Hash([]byte("target"))), value: make([]byte, 40)})
 }
 
+func BenchmarkReceiveFindNode(b *testing.B) {
+	benchReceive(b, request{command: cmdFindNode, target: some(key.Hash([]byte("target"))), value: make([]byte, 40)})
+}
+
 func BenchmarkForwardHandshake(b *testing.B) {
 	m := handshakeMessage{mode: fromServer, noise: make([]byte, 200), peer: netip.MustParseAddrPort("127.0.0.1:6")}
 	benchReceive(b, request{command: cmdPeerHandshake, target: some(key.Target{}), value: m.encode()})

@@ -350,3 +350,49 @@ func TestAnswersTakeNoMemory(t *testing.T) {
 		})
 	}
 }
+
+func TestBurstAnswersToOneAddressLeaveTogether(t *testing.T) {
+	for _, row := range []struct {
+		name      string
+		strangers int // who ask in turn
+		rounds    int
+	}{
+		{"one", 1, 10},
+		{"two", 2, 10},
+		{"many", 20, 3},
+		{"two bursts' worth", 13, 10},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			client, server := &batchSocket{plainSocket: plainSocket{local: burstClient}}, &batchSocket{plainSocket: plainSocket{local: burstServer}}
+			u := burstNode(t, client, server, nil).NewBurst()
+			for round := range row.rounds {
+				for i := range row.strangers {
+					q := request{command: cmdPing, tid: uint16(round), to: server.local}
+					u.Receive(server, q.append(nil), burstFrom(i))
+				}
+			}
+			u.Flush()
+			answers := make(map[netip.AddrPort]int)
+			for _, call := range server.take() {
+				var last netip.AddrPort
+				begun := make(map[netip.AddrPort]bool)
+				for _, d := range call {
+					r, err := parseResponse(d.b)
+					if err != nil || int(r.tid) != answers[d.to] || r.to != d.to {
+						t.Fatalf("answer %d to %v: tid %d to %v, error %v", answers[d.to], d.to, r.tid, r.to, err)
+					}
+					answers[d.to]++
+					if d.to != last && begun[d.to] {
+						t.Errorf("datagrams to %v lie apart", d.to)
+					}
+					last, begun[d.to] = d.to, true
+				}
+			}
+			for i := range row.strangers {
+				if n := answers[burstFrom(i)]; n != row.rounds {
+					t.Errorf("%d answers to %v, want %d", n, burstFrom(i), row.rounds)
+				}
+			}
+		})
+	}
+}

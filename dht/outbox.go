@@ -1,6 +1,7 @@
 package dht
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"sync"
 )
@@ -100,12 +101,10 @@ func (o *outbox) do(failed func(to netip.AddrPort, err error)) {
 	o.reset()
 }
 
-// send sends a run of datagrams that leave by the same socket.
+// send sends a run of datagrams that leave by the same socket. Those to one address keep their order.
 func (o *outbox) send(run []effect, failed func(to netip.AddrPort, err error)) {
 	if s, ok := run[0].sock.(BatchSocket); ok {
-		for _, e := range run {
-			o.datagrams, o.to = append(o.datagrams, e.b), append(o.to, e.to)
-		}
+		o.group(run)
 		if err := s.SendTo(o.datagrams, o.to); err != nil {
 			failed(run[0].to, err)
 		}
@@ -116,6 +115,40 @@ func (o *outbox) send(run []effect, failed func(to netip.AddrPort, err error)) {
 	for _, e := range run {
 		if err := e.sock.Send(e.b, e.to); err != nil {
 			failed(e.to, err)
+		}
+	}
+}
+
+// groupSlots is how many addresses group remembers. Of two with the same hash each may be taken for a new one each time.
+const groupSlots = 128
+
+// group gathers the datagrams of a run for SendTo, those to one address one after the other, as the kernel can take
+// several of a size as one.
+func (o *outbox) group(run []effect) {
+	for len(run) > burstSize {
+		o.group(run[:burstSize])
+		run = run[burstSize:]
+	}
+	var (
+		last [groupSlots]uint8 // of the datagrams to an address of that hash, the latest, plus 1
+		next [burstSize]uint8  // the next one to the same address, plus 1
+		led  [burstSize]bool   // it is the next one of another
+	)
+	for i := range run {
+		a := run[i].to
+		ip := a.Addr().As16()
+		h := (binary.LittleEndian.Uint32(ip[12:]) ^ uint32(a.Port())<<12) * 0x9e3779b1 >> 25
+		if at := last[h]; at != 0 && run[at-1].to == a {
+			next[at-1], led[i] = uint8(i+1), true
+		}
+		last[h] = uint8(i + 1)
+	}
+	for i := range run {
+		if led[i] {
+			continue
+		}
+		for at := i + 1; at != 0; at = int(next[at-1]) {
+			o.datagrams, o.to = append(o.datagrams, run[at-1].b), append(o.to, run[at-1].to)
 		}
 	}
 }
