@@ -1,6 +1,7 @@
 package dht
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
@@ -59,6 +60,9 @@ func parseBootstrap(list []string) ([]bootstrapHost, error) {
 // resolvedFor is how long the address of a bootstrap node's name is used.
 const resolvedFor = 5 * time.Minute
 
+// resolveTimeout bounds the lookup of a name. Resolvers wait 5 s for a name server; this is enough for the second.
+const resolveTimeout = 12 * time.Second
+
 // resolution is the address of a name, or a lookup of it that is on its way.
 type resolution struct {
 	addr    netip.Addr // invalid: not found
@@ -84,7 +88,9 @@ func (n *Node) resolve(now time.Time, name string, f func(now time.Time, addr ne
 		return
 	}
 	n.wg.Go(func() {
-		addrs, err := n.lookupHost(n.ctx, name)
+		ctx, cancel := context.WithTimeout(n.ctx, resolveTimeout)
+		defer cancel()
+		addrs, err := n.lookupHost(ctx, name)
 		if err != nil {
 			n.log.Debug("bootstrap node not resolved", "host", name, "err", err)
 		}
@@ -111,6 +117,21 @@ func (n *Node) resolve(now time.Time, name string, f func(now time.Time, addr ne
 // public address is not: a network that wants a login first gives every name an address of its own. n.mu is held.
 func (n *Node) mayBePrivate(name string) bool {
 	return n.private || !slices.ContainsFunc(n.bootstraps, func(h bootstrapHost) bool { return h.name == name && isPublic(h.ip) })
+}
+
+// Unresolved returns the names of bootstrap nodes that had no address when they were last looked up, sorted. A name
+// that comes with an address is looked up only if nobody answers there.
+func (n *Node) Unresolved() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var names []string
+	for name, r := range n.resolved {
+		if r.waiting == nil && !r.addr.IsValid() {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // bootstrap looks around from our own place in the network, which is a random one at first.

@@ -271,6 +271,40 @@ func TestPublicNetworkStaysPublicWhateverNamesResolveTo(t *testing.T) {
 	}
 }
 
+func TestBootstrapDoesNotWaitForSilentNameServers(t *testing.T) {
+	for _, row := range []struct {
+		name    string
+		members int
+		within  time.Duration
+	}{
+		{"enough nodes answer", 5, time.Second},
+		{"few nodes answer", 2, resolveTimeout + time.Second},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, w *testNet) {
+				nodes := w.members(row.members)
+				began := time.Now()
+				n := w.node(false, func(c *Config) {
+					c.Mode, c.Bootstrap = Ephemeral, []string{"silent.example:1", nodes[0].addr().String()}
+					c.LookupHost = func(ctx context.Context, _ string) ([]netip.Addr, error) {
+						<-ctx.Done()
+						return nil, ctx.Err()
+					}
+				})
+				w.ready(n)
+				if took := time.Since(began); took > row.within {
+					t.Errorf("ready after %v, want at most %v", took, row.within)
+				}
+				time.Sleep(resolveTimeout)
+				synctest.Wait()
+				if got := n.Unresolved(); !slices.Equal(got, []string{"silent.example"}) {
+					t.Errorf("Unresolved = %v", got)
+				}
+			})
+		})
+	}
+}
+
 func TestCloseWhileResolvingEnds(t *testing.T) {
 	bubble(t, func(t *testing.T, w *testNet) {
 		n := w.node(false, func(c *Config) {

@@ -367,8 +367,11 @@ func (q *query) idle() bool {
 // stalled reports whether only nodes that did not answer in time keep the query from its end.
 func (q *query) stalled() bool { return q.exhausted() && q.slow == q.inflight }
 
-// exhausted reports whether nobody is left to ask.
-func (q *query) exhausted() bool { return len(q.pending) == 0 && len(q.detours) == 0 && q.waiting == 0 }
+// exhausted reports whether nobody is left to ask. Names that are still being looked up do not count once enough nodes
+// have answered: a name server that is silent takes most of a minute to be given up.
+func (q *query) exhausted() bool {
+	return len(q.pending) == 0 && len(q.detours) == 0 && (q.waiting == 0 || q.successes >= bucketSize/4)
+}
 
 // needsTable reports whether an idle query learnt too little from the nodes that it was given, and should go on
 // from the routing table.

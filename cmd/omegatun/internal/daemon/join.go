@@ -95,7 +95,11 @@ func Join(ctx context.Context, n *dht.Node, bootstrap []string, onlyIPv6 func() 
 	if asked == nil {
 		asked = dht.PublicBootstrap()
 	}
-	return exit.New(exit.Timeout, "no DHT node answers; asked for were %s", strings.Join(asked, ", ")).
+	reason := "no DHT node answers; asked for were " + strings.Join(asked, ", ")
+	if names := n.Unresolved(); len(names) > 0 {
+		reason += "; DNS knows no address of " + strings.Join(names, ", ")
+	}
+	return exit.New(exit.Timeout, "%s", reason).
 		WithTry("is this machine on the Internet, and may it send UDP?\n" +
 			"in a network of your own: --bootstrap <host:port of one of its nodes>")
 }
