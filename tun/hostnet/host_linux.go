@@ -336,7 +336,8 @@ func cleanup(nl *netlink.Handle) (removed []string, err error) {
 }
 
 // Networks returns the networks that the host is on: those of its addresses, and those that routes lead to without a
-// gateway. Networks of loopback, of our interfaces and link-local ones are left out, and so are default routes.
+// gateway. Networks of loopback, of our interfaces and link-local ones are left out, and so are default routes, also those
+// that other VPNs make of several parts, such as 0.0.0.0/1 and 128.0.0.0/1.
 func Networks() ([]netip.Prefix, error) {
 	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -348,9 +349,10 @@ func Networks() ([]netip.Prefix, error) {
 		return nil, err
 	}
 	var networks []netip.Prefix
+	const widest = 8 // bits; a wider one is a part of a default route
 	add := func(index int, n *net.IPNet) {
 		p, ok := prefix(n)
-		if ok && !skip[index] && p.Bits() > 0 && !p.Addr().IsLinkLocalUnicast() && !p.Addr().IsMulticast() {
+		if ok && !skip[index] && p.Bits() >= widest && !p.Addr().IsLinkLocalUnicast() && !p.Addr().IsMulticast() {
 			networks = append(networks, p.Masked())
 		}
 	}

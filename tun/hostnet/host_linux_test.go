@@ -476,12 +476,13 @@ func TestNetworks(t *testing.T) {
 	wan := addVeth(t, "192.0.2.5/24")
 	addAddress(t, wan, "2001:db8::5/64")
 	onLink, via := netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12")
-	everything := netip.MustParsePrefix("0.0.0.0/0")
+	everything, half := netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("0.0.0.0/1")
 	gateway := netip.MustParseAddr("192.0.2.1").AsSlice()
 	for _, r := range []*netlink.Route{
 		{Dst: ipNet(onLink), Scope: netlink.SCOPE_LINK},
 		{Dst: ipNet(via), Gw: gateway},
 		{Dst: ipNet(everything), Gw: gateway},
+		{Dst: ipNet(half), Scope: netlink.SCOPE_LINK},
 	} {
 		r.LinkIndex = wan.Attrs().Index
 		if err := netlink.RouteAdd(r); err != nil {
