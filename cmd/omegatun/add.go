@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"net/netip"
 	"slices"
 
 	"github.com/spf13/cobra"
@@ -38,8 +37,8 @@ With --json: {"schema":1,"key","name","ipv6","ipv4","relay"}.`,
 					WithTry("copy the whole key: on the other machine, omegatun id prints it")
 			}
 			if ipv4 != "" {
-				if p.IPv4, err = netip.ParseAddr(ipv4); err != nil || !p.IPv4.Is4() {
-					return exit.New(exit.Usage, "--ipv4: %q is not an IPv4 address", ipv4)
+				if p.IPv4, err = config.ParseIPv4(ipv4); err != nil {
+					return exit.New(exit.Usage, "--ipv4: %w", err).WithTry("--ipv4 10.64.0.8")
 				}
 			}
 			flags := cmd.Flags()
@@ -65,7 +64,7 @@ With --json: {"schema":1,"key","name","ipv6","ipv4","relay"}.`,
 				}
 				if name := listed[i].Name; name != "" {
 					if err := config.CheckName(name); err != nil {
-						return nil, exit.New(exit.Usage, "--name: %w", err)
+						return nil, exit.New(exit.Usage, "--name: %w", err).WithTry("--name desk-2")
 					}
 					if o, ok := c.Peers.ByName(name); ok && o.Key != p.Key {
 						return nil, exit.New(exit.Usage, "the name %q belongs to %s already", name, o.Key).WithTry("another --name")
@@ -102,7 +101,7 @@ Exit status 5: no such peer is listed.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var gone config.Peer
 			return e.changePeers(cmd.Context(), func(c *config.Config, _ key.Public, listed config.Peers) (config.Peers, error) {
-				p, err := c.Peers.Find(args[0])
+				p, err := e.lookUp(c, args[0])
 				if err != nil {
 					return nil, err
 				}

@@ -23,10 +23,12 @@ package config
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -132,11 +134,10 @@ func Load(path string, mustExist bool, peersPath string) (*Config, error) {
 
 // read returns the text of a file, or an exit.Error that wraps the cause.
 func read(path string) (string, error) {
-	if info, err := os.Stat(path); err == nil && info.Size() > maxFileBytes {
-		return "", exit.New(exit.Usage, "%s has %d bytes, which is not a configuration file", path, info.Size())
-	}
-	text, err := os.ReadFile(path)
+	text, err := readBounded(path)
 	switch {
+	case len(text) > maxFileBytes:
+		return "", exit.New(exit.Usage, "%s has more than %d bytes, which is not a configuration file", path, maxFileBytes)
 	case errors.Is(err, fs.ErrPermission):
 		return "", exit.New(exit.Permission, "may not read the configuration: %w", err).
 			WithTry("sudo omegatun …, or give yourself read access to %s", path)
@@ -145,6 +146,16 @@ func read(path string) (string, error) {
 			WithTry("omegatun config path, to see where it is looked for")
 	}
 	return string(text), nil
+}
+
+// readBounded returns the content of a file, which need not be a regular one, and no more than a byte beyond maxFileBytes.
+func readBounded(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxFileBytes+1))
 }
 
 // add takes over what the file at path says. If peersOnly is set, nothing but peers may be in it, and a peer that is
@@ -160,7 +171,14 @@ func (c *Config) add(path, text string, peersOnly bool) error {
 		return exit.New(exit.Usage, "%v: "+format, append([]any{Place{path, at[where]}}, args...)...).
 			WithTry("correct the file, then: omegatun config check")
 	}
-	if keys := meta.Undecoded(); len(keys) > 0 {
+	unknown := func(k toml.Key) bool { // the decoder takes Port for port
+		return slices.ContainsFunc(k, func(part string) bool { return strings.ToLower(part) != part })
+	}
+	keys := meta.Undecoded()
+	if i := slices.IndexFunc(meta.Keys(), unknown); i >= 0 {
+		keys = append(keys, meta.Keys()[i])
+	}
+	if len(keys) > 0 {
 		k := keys[0]
 		return bad(at.find(k), "%q is not a setting that omegatun knows", k.String()).
 			WithTry("remove the line; omegatun help config lists all settings")
@@ -189,7 +207,7 @@ func (c *Config) add(path, text string, peersOnly bool) error {
 		c.Interface = *f.Interface
 	}
 	if f.IPv4 != nil {
-		if c.IPv4, err = parseIPv4(*f.IPv4); err != nil {
+		if c.IPv4, err = ParseIPv4(*f.IPv4); err != nil {
 			return bad("ipv4", "ipv4: %w", err)
 		}
 	}
@@ -236,7 +254,7 @@ func (c *Config) add(path, text string, peersOnly bool) error {
 			p.Name = *raw.Name
 		}
 		if raw.IPv4 != nil {
-			if p.IPv4, err = parseIPv4(*raw.IPv4); err != nil {
+			if p.IPv4, err = ParseIPv4(*raw.IPv4); err != nil {
 				return bad(table+".ipv4", "ipv4: %w", err)
 			}
 		}
@@ -261,9 +279,32 @@ func syntaxError(path string, err error) error {
 	if e, ok := errors.AsType[toml.ParseError](err); ok && e.Message != "" {
 		place.Line, reason = e.Position.Line, e.Message
 	} else if _, scanErr := fmt.Sscanf(reason, "toml: line %d", &place.Line); scanErr == nil {
-		_, reason, _ = strings.Cut(reason, "): ") // toml: line 3 (last key "port"): what is wrong
+		var where string // toml: line 3 (last key "port"): what is wrong
+		where, reason, _ = strings.Cut(reason, "): ")
+		_, setting, _ := strings.Cut(where, "(last key ")
+		setting = strings.Trim(setting, `"`)
+		if _, wanted, ok := strings.Cut(reason, "; destination has type "); ok {
+			reason = setting + ": " + wrongType(wanted, setting)
+		}
 	}
 	return exit.New(exit.Usage, "%v: %s", place, reason).WithTry("correct the file, then: omegatun config check")
+}
+
+// wrongType tells in words that the value of a setting is not of the decoder's type wanted.
+func wrongType(wanted, setting string) string {
+	switch {
+	case wanted == "integer":
+		return "this has to be a whole number, without quotes"
+	case wanted == "boolean":
+		return "this has to be true or false, without quotes"
+	case wanted == "string":
+		return `this has to be text in quotes: "…"`
+	case wanted == "slice" && setting == "peer":
+		return "each peer begins with a line [[peer]]"
+	case wanted == "slice":
+		return `this has to be a list: ["…", "…"]`
+	}
+	return "this is not of the type that belongs here: " + wanted
 }
 
 // CheckName reports why s cannot be the name of a machine: names are DNS labels in lower case.
@@ -311,7 +352,8 @@ func checkInterface(s string) error {
 	return nil
 }
 
-func parseIPv4(s string) (netip.Addr, error) {
+// ParseIPv4 reads the IPv4 address of a machine.
+func ParseIPv4(s string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(s)
 	if err != nil || !a.Unmap().Is4() {
 		return netip.Addr{}, fmt.Errorf("%q is not an IPv4 address", s)

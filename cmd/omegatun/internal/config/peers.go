@@ -78,6 +78,9 @@ func (ps Peers) Find(arg string) (Peer, error) {
 		return Peer{}, exit.New(exit.UnknownPeer, "%q is the beginning of %d keys: %s", arg, len(found), found.brief()).
 			WithTry("more characters of the key, or the peer's name")
 	case len(text) > 32: // was meant to be a key
+		if len(arg) > 100 {
+			arg = arg[:80] + "…"
+		}
 		return Peer{}, exit.New(exit.Usage, "%q is %w", arg, keyErr).
 			WithTry("copy the whole key: on the other machine, omegatun id prints it")
 	}
@@ -85,15 +88,15 @@ func (ps Peers) Find(arg string) (Peer, error) {
 	if len(text) < MinPrefix {
 		reason = fmt.Sprintf("no listed peer is called %q (the beginning of a key counts from %d characters on)", arg, MinPrefix)
 	}
-	return Peer{}, exit.New(exit.UnknownPeer, "%s", reason).
-		WithTry("the whole key (52 characters), or one of: %s", ps.brief())
+	err := exit.New(exit.UnknownPeer, "%s", reason)
+	if len(ps) == 0 {
+		return Peer{}, err.WithTry("the whole key (52 characters); names are for listed peers: omegatun add <key> --name <name>")
+	}
+	return Peer{}, err.WithTry("the whole key (52 characters), or one of: %s", ps.brief())
 }
 
 // brief lists names, or keys where there is no name, for a message.
 func (ps Peers) brief() string {
-	if len(ps) == 0 {
-		return "(no peers are listed; omegatun add <key> --name <name> lists one)"
-	}
 	var names []string
 	for _, p := range ps {
 		if len(names) == 8 {
