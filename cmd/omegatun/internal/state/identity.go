@@ -25,11 +25,14 @@ func (d *Dir) Identity() (key.Private, error) {
 	b, mode, err := d.readFile(identityFile)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return key.Private{}, exit.New(exit.Usage, "there is no identity in %s: %w", d.path, err).
+		return key.Private{}, exit.Wrap(exit.Usage, err, "there is no identity in %s", d.path).
 			WithTry("omegatun key new")
 	case errors.Is(err, fs.ErrPermission):
 		return key.Private{}, exit.New(exit.Permission, "may not read the identity: %w", err).
 			WithTry("sudo omegatun …, or an identity of your own: --state <folder>")
+	case errors.Is(err, errNotRegular):
+		return key.Private{}, exit.New(exit.Usage, "the identity %w", err).
+			WithTry("put the file itself there; or give it up: move this away, then omegatun key new")
 	case err != nil:
 		return key.Private{}, exit.New(exit.Other, "cannot read the identity: %w", err)
 	}
@@ -65,7 +68,7 @@ func (d *Dir) MakeIdentity() (k key.Private, made bool, err error) {
 func (d *Dir) ImportIdentity(k key.Private) error {
 	tmp := "." + identityFile + "." + rand.Text()[:8]
 	exists := func() error {
-		return exit.New(exit.Usage, "there is an identity in %s already: %w", d.path, fs.ErrExist).
+		return exit.Wrap(exit.Usage, fs.ErrExist, "there is an identity in %s already", d.path).
 			WithTry("move the file %s away first, if it is to be given up", d.Path(identityFile))
 	}
 	if _, err := d.root.Lstat(identityFile); err == nil {
@@ -145,6 +148,8 @@ func ParseIdentity(b []byte) (key.Private, error) {
 		}
 	}
 	switch {
+	case errors.Is(scan.Err(), bufio.ErrTooLong):
+		return key.Private{}, fmt.Errorf("line %d is too long", lines+1)
 	case scan.Err() != nil:
 		return key.Private{}, fmt.Errorf("line %d: %w", lines+1, scan.Err())
 	case k.IsZero():

@@ -38,6 +38,9 @@ type Dir struct {
 // Make opens the folder, and makes it, mode 0700, if it is not there. Errors are [exit.Error]s.
 func Make(path string) (*Dir, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
+		if errors.Is(err, fs.ErrNotExist) { // below a folder that is not one, such as /proc
+			return nil, exit.New(exit.Other, "cannot make the state folder: %v", err).WithTry("another folder: --state <folder>")
+		}
 		return nil, folderError(path, err)
 	}
 	return Open(path)
@@ -69,7 +72,7 @@ func folderError(path string, err error) error {
 		return exit.New(exit.Permission, "may not use the state folder: %w", err).
 			WithTry("sudo omegatun …, or a folder of your own: --state <folder>")
 	case errors.Is(err, fs.ErrNotExist):
-		return exit.New(exit.Usage, "there is no identity in %s: %w", path, err).
+		return exit.Wrap(exit.Usage, err, "there is no identity in %s", path).
 			WithTry("omegatun key new")
 	default:
 		return exit.New(exit.Other, "cannot use the state folder %s: %w", path, err).
@@ -124,19 +127,23 @@ func (d *Dir) sync() error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
+// errNotRegular is what readFile says of folders, pipes, links that lead out of the folder, and the like.
+var errNotRegular = errors.New("not a regular file in this folder")
+
 // readFile returns the content of a file, and its mode.
 func (d *Dir) readFile(name string) ([]byte, fs.FileMode, error) {
+	info, err := d.root.Stat(name) // first, because to open a pipe may block
+	if link, lerr := d.root.Lstat(name); err == nil && !info.Mode().IsRegular() ||
+		err != nil && lerr == nil && link.Mode()&fs.ModeSymlink != 0 { // it leads nowhere, or out of the folder
+		return nil, 0, fmt.Errorf("%s is %w", d.Path(name), errNotRegular)
+	}
 	f, err := d.root.Open(name)
 	if err != nil {
 		return nil, 0, err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
+	if info, err = f.Stat(); err != nil {
 		return nil, 0, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, 0, fmt.Errorf("%s is not a regular file", d.Path(name))
 	}
 	b, err := io.ReadAll(io.LimitReader(f, maxFileBytes))
 	return b, info.Mode(), err
