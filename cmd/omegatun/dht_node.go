@@ -52,7 +52,7 @@ func (e *env) anyKey(arg string) (key.Public, error) {
 	if err != nil {
 		return key.Public{}, err
 	}
-	p, err := c.Peers.Find(arg)
+	p, err := e.lookUp(c, arg)
 	return p.Key, err
 }
 

@@ -8,9 +8,11 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/pflag"
 
@@ -44,15 +46,20 @@ func (e *env) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&e.configFlag, "config", "", "configuration `file`; default: see omegatun config path")
 	f.StringVar(&e.stateFlag, "state", "", "`folder` of the identity and of what is remembered;\n"+
 		"configuration and socket then are in it too, unless named")
-	f.StringVar(&e.socketFlag, "socket", "", "control socket of the running omegatun")
-	f.StringSliceVar(&e.bootstrap, "bootstrap", nil, "DHT nodes to start from, `host:port[,…]`; default: the public network")
+	f.StringVar(&e.socketFlag, "socket", "", "control socket `file` of the running omegatun")
+	f.StringSliceVar(&e.bootstrap, "bootstrap", nil, "DHT nodes to start from, `host:port,...`; default: the public network")
 	f.BoolVar(&e.json, "json", false, "print JSON: one object, or one a line")
 	f.CountVarP(&e.verbose, "verbose", "v", "log more, twice for everything")
 	f.BoolVarP(&e.quiet, "quiet", "q", false, "print errors only, besides data")
 }
 
 // check refuses global flags that are wrong for every command.
-func (e *env) check() error {
+func (e *env) check(f *pflag.FlagSet) error {
+	for _, name := range []string{"config", "state", "socket"} {
+		if flag := f.Lookup(name); flag.Changed && flag.Value.String() == "" {
+			return exit.New(exit.Usage, "--%s needs a value", name).WithTry("leave it out, for the default")
+		}
+	}
 	if e.bootstrapsItself() {
 		return nil // only node takes it, and the others ask bootstrapNodes
 	}
@@ -79,6 +86,26 @@ func (e *env) bootstrapNodes(c *config.Config) ([]string, error) {
 // bootstrapsItself reports whether --bootstrap was given without a value, or with an empty one.
 func (e *env) bootstrapsItself() bool {
 	return e.bootstrap != nil && (len(e.bootstrap) == 0 || len(e.bootstrap) == 1 && e.bootstrap[0] == bootstrapSelf)
+}
+
+// outliveReader keeps a command running that serves others when whoever reads its output goes away. It would be killed
+// otherwise, without undoing anything.
+func (e *env) outliveReader() {
+	signal.Ignore(syscall.SIGPIPE)
+	if !isTerminal(e.stdout) {
+		e.stdout = deaf{e.stdout}
+	}
+}
+
+// deaf is a writer that takes it for success that nobody reads any more.
+type deaf struct{ io.Writer }
+
+func (w deaf) Write(b []byte) (int, error) {
+	n, err := w.Writer.Write(b)
+	if errors.Is(err, syscall.EPIPE) {
+		return len(b), nil
+	}
+	return n, err
 }
 
 // isRoot reports whether the system's own folders are to be used.
@@ -186,6 +213,15 @@ func (e *env) loadConfig() (*config.Config, error) {
 		return nil, err
 	}
 	return config.Load(path, e.configFlag != "", filepath.Join(dir, state.PeersFile))
+}
+
+// lookUp returns the peer that a person means by arg, see [config.Peers.Find].
+func (e *env) lookUp(c *config.Config, arg string) (config.Peer, error) {
+	p, err := c.Peers.Find(arg)
+	if why := exit.From(err); why != nil && why.Code == exit.UnknownPeer && e.stateFlag == "" && !isRoot() && exists(systemState) {
+		err = why.WithTry("%s\nsudo omegatun …, if it is listed for the whole machine", why.Try)
+	}
+	return p, err
 }
 
 // log returns the logger that the flags ask for. It writes to stderr.

@@ -64,6 +64,7 @@ It runs until Ctrl-C; open connections are reset then. Exit status 1: a port is 
   omegatun forward 0.0.0.0:8080:hg5f75r47ejditzoynds6zdpkeqsnpjk87errjfn17iaojrgofko:80`,
 		Args: takes(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			e.outliveReader()
 			return e.forward(cmd.Context(), args, timeout)
 		},
 	}

@@ -51,5 +51,5 @@ func (e *env) ipOf(args []string) (config.Peer, error) {
 		e.note("the configuration is not looked at: %v", err)
 		return config.Peer{Key: k}, nil
 	}
-	return c.Peers.Find(args[0])
+	return e.lookUp(c, args[0])
 }

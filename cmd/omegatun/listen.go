@@ -40,6 +40,9 @@ prints "listening <key>" on stderr, with --json {"schema":1,"event":"listening",
   tar c . | omegatun listen --allow hg5f75r47ejditzoynds6zdpkeqsnpjk87errjfn17iaojrgofko --once`,
 		Args: takes(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if f.tcp != "" {
+				e.outliveReader()
+			}
 			return e.listen(cmd.Context(), f)
 		},
 	}

@@ -60,7 +60,11 @@ func main() { os.Exit(execute()) }
 
 // execute runs the command that this process was started with, and returns its exit status.
 func execute() int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // as nohup has it
+		signals = append(signals, syscall.SIGHUP) // the terminal was closed
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), signals...)
 	defer stop()
 	cobra.EnableCommandSorting = false
 	context.AfterFunc(ctx, stop) // a second Ctrl-C does not wait for anything
@@ -107,23 +111,27 @@ listed.
 
 On both machines:
 
-  omegatun id                           # tell the other machine's owner your key
+  sudo omegatun id                      # tell the other machine's owner this key
   sudo omegatun up <the other's key>    # and connect
 
+Root and every other user have keys and lists of peers of their own: the machine's, which
+"up" needs, are root's. listen, connect, serve and forward need no root.
+
 ` + exit.Help,
-		Example: `  omegatun id
+		Example: `  sudo omegatun id
   sudo omegatun up hg5f75r47ejditzoynds6zdpkeqsnpjk87errjfn17iaojrgofko
-  omegatun ip hg5f75r47ejditzoynds6zdpkeqsnpjk87errjfn17iaojrgofko
-  ssh user@$(omegatun ip desk | head -1)`,
+  ssh user@$(omegatun ip hg5f75r47ejditzoynds6zdpkeqsnpjk87errjfn17iaojrgofko | head -1)
+  sudo omegatun add hg5f75r47ejditzoynds6zdpkeqsnpjk87errjfn17iaojrgofko --name desk
+  sudo omegatun ping desk`,
 		Args:              cobra.ArbitraryArgs,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		DisableAutoGenTag: true,
 
 		SuggestionsMinimumDistance: 2,
-		PersistentPreRunE: func(*cobra.Command, []string) error {
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			e.flagsParsed = true
-			return e.check()
+			return e.check(cmd.Flags())
 		},
 	}
 	root.RunE = func(cmd *cobra.Command, args []string) error {

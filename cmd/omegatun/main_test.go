@@ -129,3 +129,22 @@ func TestByteCount(t *testing.T) {
 		}
 	}
 }
+
+func TestServersOutliveTheirReader(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	r.Close()
+	if _, err := w.WriteString("x"); err == nil {
+		t.Skip("this system lets one write to a pipe that nobody reads")
+	}
+	if n, err := (deaf{w}).Write([]byte("ready")); n != 5 || err != nil {
+		t.Errorf("Write to a pipe that nobody reads: %d, %v, want success", n, err)
+	}
+	w.Close()
+	if _, err := (deaf{w}).Write([]byte("ready")); err == nil {
+		t.Error("Write to a closed file: no error")
+	}
+}

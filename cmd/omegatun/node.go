@@ -59,6 +59,7 @@ It runs until Ctrl-C; a second one does not wait for anything. Exit status 1: th
   omegatun node --nodes 5 --bootstrap 203.0.113.9:49737`,
 		Args: takes(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			e.outliveReader()
 			return e.node(cmd.Context(), n)
 		},
 	}

@@ -141,7 +141,7 @@ func (e *env) findPeer(arg string) (config.Peer, error) {
 	if err != nil {
 		return config.Peer{}, err
 	}
-	p, err := c.Peers.Find(arg)
+	p, err := e.lookUp(c, arg)
 	if err != nil {
 		return config.Peer{}, err
 	}

@@ -46,6 +46,7 @@ listed. 9: no DHT node answers.`,
   omegatun relay --allow desk,phone --links-per-key 4`,
 		Args: takes(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			e.outliveReader()
 			return e.relay(cmd.Context(), f)
 		},
 	}
@@ -85,7 +86,7 @@ func (e *env) relayClients(allow []string) (admits func(key.Public) bool, peers 
 			return nil, nil, err
 		}
 		for _, arg := range allow {
-			if p, err := c.Peers.Find(arg); err == nil {
+			if p, err := e.lookUp(c, arg); err == nil {
 				peers = append(peers, p.Key)
 			}
 		}

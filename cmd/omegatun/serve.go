@@ -51,6 +51,7 @@ such peer. 9: no DHT node answers.`,
   omegatun serve 8080 --allow any`,
 		Args: takes(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			e.outliveReader()
 			return e.serve(cmd.Context(), args, allow)
 		},
 	}

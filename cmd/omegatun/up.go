@@ -62,7 +62,7 @@ listed (omegatun add), it waits for either instead.`,
 			}
 			var peers []key.Public
 			for _, arg := range args {
-				p, err := c.Peers.Find(arg)
+				p, err := e.lookUp(c, arg)
 				if err != nil {
 					return err
 				}
@@ -100,6 +100,7 @@ func (e *env) up(ctx context.Context, c *config.Config, bootstrap []string, peer
 	}
 	defer dir.Close()
 	keepSecrets()
+	e.outliveReader()
 	e.say("this is %s", k.Public())
 	if len(peers) == 0 && len(c.Peers) == 0 {
 		e.note("no peers are listed, so nobody may connect; omegatun add <key> lists one")
@@ -115,7 +116,7 @@ func (e *env) up(ctx context.Context, c *config.Config, bootstrap []string, peer
 		State:     dir,
 		Socket:    path,
 		Events: func(ev control.Event) {
-			e.show(ev) //nolint:errcheck // a closed stdout does not end the daemon
+			e.show(ev) //nolint:errcheck // a stdout that takes nothing does not end the daemon
 			e.notify(ev)
 		},
 		Logger: e.log(),

@@ -208,7 +208,8 @@ func (d *Daemon) member(k key.Public) (*member, error) {
 		return m, nil
 	}
 	if k == d.own {
-		return nil, exit.New(exit.Usage, "that is this machine's own key")
+		return nil, exit.New(exit.Usage, "that is this machine's own key").
+			WithTry("the other machine's key: run omegatun id there")
 	}
 	return nil, exit.New(exit.UnknownPeer, "%s is not listed in the running omegatun", k).
 		WithTry("omegatun add %s", k)

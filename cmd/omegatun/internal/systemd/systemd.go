@@ -64,6 +64,7 @@ ExecStart=@COMMAND@
 ExecReload=@COMMAND@
 Restart=on-failure
 RestartSec=5
+RestartPreventExitStatus=2 4
 TimeoutStopSec=15
 
 StateDirectory=omegatun
@@ -231,15 +232,30 @@ func Logs(ctx context.Context, w io.Writer, lines int, follow bool) error {
 	}
 	cmd := exec.CommandContext(ctx, "journalctl", args...)
 	var says bytes.Buffer
-	cmd.Stdout, cmd.Stderr = w, &says
+	printed := &counter{w: w}
+	cmd.Stdout, cmd.Stderr = printed, &says
 	err := cmd.Run()
 	switch {
+	case err == nil && printed.n == 0 && says.Len() > 0 && ctx.Err() == nil: // that there are no logs, or none that this user may see
+		return failed(ctx, cmd, errors.New("it printed nothing"), says.Bytes())
 	case errors.Is(err, exec.ErrNotFound):
 		return noSystemd()
 	case err != nil && ctx.Err() == nil: // Ctrl-C is how to end it
 		return failed(ctx, cmd, err, says.Bytes())
 	}
 	return nil
+}
+
+// counter counts what is written to w.
+type counter struct {
+	w io.Writer
+	n int
+}
+
+func (c *counter) Write(b []byte) (int, error) {
+	n, err := c.w.Write(b)
+	c.n += n
+	return n, err
 }
 
 // available returns an error if there is no systemd.
@@ -273,6 +289,9 @@ func failed(ctx context.Context, cmd *exec.Cmd, err error, says []byte) error {
 		says = e.Stderr
 	}
 	text, _, _ := strings.Cut(strings.TrimSpace(string(says)), "\n")
+	if strings.Contains(text, "not been booted with systemd") {
+		return noSystemd()
+	}
 	if text == "" {
 		text = err.Error()
 	}
