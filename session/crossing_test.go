@@ -25,7 +25,8 @@ func wantOneSession(t *testing.T, a, b *end) {
 }
 
 // TestManySimultaneousDials lets both sides dial at once, again and again. A second later there is one session, and one pair at the
-// relay if there is no other path; every packet has arrived that was sent meanwhile, and nothing is replaced later.
+// relay if there is no other path; every packet has arrived that was sent meanwhile, and nothing is replaced later. scripts/lab
+// reads the attributes.
 func TestManySimultaneousDials(t *testing.T) {
 	rounds := 1000
 	if testing.Short() || raceEnabled {
@@ -50,7 +51,9 @@ func TestManySimultaneousDials(t *testing.T) {
 				a.listen(t)
 				b.listen(t)
 				pa, pb := a.Peer(b.public()), b.Peer(a.public())
+				var slowest time.Duration
 				for round := range rounds {
+					settled := settling(pa, pb)
 					pa.Connect()
 					time.Sleep(time.Duration(round%7) * 10 * time.Millisecond)
 					pb.Connect()
@@ -58,6 +61,7 @@ func TestManySimultaneousDials(t *testing.T) {
 					a.connected(t, b.public())
 					b.connected(t, a.public())
 					time.Sleep(time.Second)
+					slowest = max(slowest, settled())
 					wantOneSession(t, a, b)
 					la, lb := pa.cur.Load(), pb.cur.Load()
 					if got, _ := r.RelayStats(); row.want == PathRelay && got.Links != 1 {
@@ -77,8 +81,38 @@ func TestManySimultaneousDials(t *testing.T) {
 					pb.Disconnect()
 					time.Sleep(time.Second)
 				}
+				t.Attr("rounds", fmt.Sprint(rounds))
+				t.Attr("settled_ms", fmt.Sprint(slowest.Milliseconds()))
 			})
 		})
+	}
+}
+
+// settling watches which sessions the two sides use. The function that it returns tells how long it took until both used the
+// same, to the end.
+func settling(pa, pb *Peer) (settled func() time.Duration) {
+	began, stop, done := time.Now(), make(chan struct{}), make(chan time.Duration)
+	go func() {
+		var la, lb *link
+		var after time.Duration
+		tick := time.NewTicker(5 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+			case <-stop:
+				done <- after
+				return
+			}
+			x, y := pa.cur.Load(), pb.cur.Load()
+			if x != la || y != lb || x == nil || y == nil || x.result.Hash != y.result.Hash {
+				la, lb, after = x, y, time.Since(began)
+			}
+		}
+	}()
+	return func() time.Duration {
+		close(stop)
+		return <-done
 	}
 }
 

@@ -46,7 +46,7 @@ func run() error {
 	var combos, jsonFile, svgFile, part string
 	var noRelay, merging bool
 	if len(os.Args) < 2 {
-		return errors.New("which trials? profiles, matrix, race, faults, lines, mtu, idle")
+		return errors.New("which trials? profiles, matrix, race, dials, faults, lines, mtu, idle")
 	}
 	fs := flag.NewFlagSet(os.Args[1], flag.ExitOnError)
 	fs.StringVar(&c.bin, "bin", "", "the omegatun `command`")
@@ -89,6 +89,10 @@ func run() error {
 			}
 			*f = abs
 		}
+	}
+	if os.Args[1] == "dials" { // in memory: what the test prints is on standard input
+		w := newOutput(os.Stdout)
+		return errors.Join(readDials(os.Stdin, w), w.end(jsonFile))
 	}
 	if err := netlab.Enter(); err != nil {
 		return err
@@ -137,11 +141,8 @@ func run() error {
 	if svgFile != "" {
 		err = errors.Join(err, os.WriteFile(svgFile, w.svg(), 0o644))
 	}
-	if err2 := w.finish(jsonFile); err == nil {
+	if err2 := w.end(jsonFile); err == nil {
 		err = err2
-	}
-	if err == nil && w.failed > 0 {
-		err = errGoals
 	}
 	return err
 }

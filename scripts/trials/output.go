@@ -116,6 +116,17 @@ func (o *output) finish(file string) error {
 	return os.WriteFile(file, b, 0o644)
 }
 
+// end is finish, and returns errGoals if anything is not as it should be.
+func (o *output) end(file string) error {
+	if err := o.finish(file); err != nil {
+		return err
+	}
+	if o.failed > 0 {
+		return errGoals
+	}
+	return nil
+}
+
 // json returns everything as an object, each row on a line of its own.
 func (o *output) json() ([]byte, error) {
 	var b bytes.Buffer
