@@ -82,7 +82,7 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 	var offer tunnel.Offer
 	payload := h.payload(l)
 	if !d.direct && !d.beside {
-		payload.RelayThrough = h.nameRelay(d.remote, d.through)
+		payload.RelayThrough = h.nameRelay(d.remote, d.through, d.tunnel)
 	}
 	if d.tunnel {
 		if p := h.Peer(d.remote); p != nil {
@@ -169,13 +169,16 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 	trying := ways{last: func() { cancel(errNoneAnswered) }} // unless the link is up
 	trying.add()
 	var relayErr atomic.Pointer[error]
-	if m := h.meeting(l, payload.RelayThrough, p.RelayThrough); m != nil && !d.direct && !d.beside && hs.reply.Relayed {
-		delay := time.Duration(0)
-		if dht.Firewall(p.Firewall) == dht.FirewallOpen {
-			delay = directDelay
-		}
+	delay := time.Duration(0)
+	switch either := dht.Firewall(p.Firewall) == dht.FirewallOpen || h.firewall() == dht.FirewallOpen; {
+	case either && d.tunnel:
+		delay = callerDelay
+	case either:
+		delay = directDelay
+	}
+	if m := h.meeting(l, payload.RelayThrough, p.RelayThrough, delay); m != nil && !d.direct && !d.beside && hs.reply.Relayed {
 		trying.add()
-		h.relay(l, m, delay, func(err error) {
+		h.relay(l, m, func(err error) {
 			relayErr.Store(&err)
 			trying.done()
 		})

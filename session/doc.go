@@ -51,7 +51,8 @@
 // # Relays
 //
 // Either side may name a relay in the handshake: one of [Config].RelayThrough, or a listed peer that is connected and offers to relay.
-// Both meet there (package relay) while they look for a direct path. For a plain stream this is what every HyperDHT program does. A
+// Both meet there (package relay) while they look for a direct path; a moment later if one of them is open to everybody, as it mostly is for
+// the other, too. For a plain stream this is what every HyperDHT program does. A
 // tunnel gets a UDX stream of its own at the relay, whose messages carry what is sent along a path elsewhere: tunnel datagrams,
 // and the packets of the control stream. So a relayed path is one candidate more, the least of all: it is probed like the others, data flows
 // on it if it is the first that answers, and whatever is better takes over. It is kept while there is traffic, in case the

@@ -208,7 +208,7 @@ func (l *Listener) open(s *slot, lk *link, client netip.Addr) {
 	trying.add()
 	if s.meeting != nil {
 		trying.add()
-		h.relay(lk, s.meeting, 0, func(error) { trying.done() })
+		h.relay(lk, s.meeting, func(error) { trying.done() })
 	}
 	var enough <-chan struct{} // of punching
 	if puncher == nil {
@@ -299,14 +299,19 @@ func (l *Listener) shake(s *slot, req *dht.HandshakeRequest) (lk *link, msg []by
 	ours.RelayAddresses = l.ann.Addresses()
 	offer, offered, err := tunnel.ParseOffer(theirs.Trailer)
 	lk.beside = offered && err == nil && offer.Features&tunnel.FeatureBeside != 0
-	if req.Direct || lk.beside || dht.Firewall(theirs.Firewall) == dht.FirewallOpen {
-		theirs.RelayThrough = nil // it is reached without
-	} else {
-		ours.RelayThrough = h.nameRelay(caller.Key, l.cfg.RelayThrough)
-	}
-	s.meeting = h.meeting(lk, theirs.RelayThrough, ours.RelayThrough)
 	peer := h.Peer(caller.Key)
 	wantTunnel := l.cfg.Tunnels && peer != nil && offered && err == nil
+	callerOpen := dht.Firewall(theirs.Firewall) == dht.FirewallOpen
+	if req.Direct || lk.beside || callerOpen && !wantTunnel {
+		theirs.RelayThrough = nil // it is reached without
+	} else {
+		ours.RelayThrough = h.nameRelay(caller.Key, l.cfg.RelayThrough, wantTunnel)
+	}
+	delay := time.Duration(0)
+	if wantTunnel && (callerOpen || h.firewall() == dht.FirewallOpen) {
+		delay = dialledDelay
+	}
+	s.meeting = h.meeting(lk, theirs.RelayThrough, ours.RelayThrough, delay)
 	var answer tunnel.Offer
 	if wantTunnel {
 		lk.peer.Store(peer)

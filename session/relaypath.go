@@ -29,8 +29,12 @@ const (
 	relayAvoid   = time.Minute      // how long a relay that failed is not chosen, if there are others
 	// relayIdle is how long an idle link that has a direct path keeps its relayed one.
 	relayIdle = time.Minute
-	// directDelay is how long relaying waits where the other side is reachable by itself.
-	directDelay = time.Second
+	// dialledDelay and callerDelay are how long the two sides of a tunnel wait before they relay, where one of them is open to all as
+	// far as the DHT can tell: it may not be for the other, but mostly a direct path answers before. The dialled side has
+	// answered as much earlier as its answer is under way. A plain stream waits directDelay.
+	callerDelay  = 50 * time.Millisecond
+	dialledDelay = 85 * time.Millisecond
+	directDelay  = time.Second
 	// upgradeTrial is how long a plain stream keeps its relay after it has moved to a direct path.
 	upgradeTrial = 4 * time.Second
 )
@@ -40,6 +44,7 @@ type relayed struct {
 	via       key.Public
 	token     relay.Token
 	initiator bool // at the relay: whoever named it
+	delay     time.Duration
 }
 
 // relayConn is a connection to a relay, shared by the links that meet their peers there.
@@ -57,10 +62,10 @@ type relayConn struct {
 }
 
 // nameRelay chooses a relay for a connection with a peer, to be named in the handshake, from through or, if that is empty, from those
-// of the Host. It returns nil if there is none,
-// or no need.
-func (h *Host) nameRelay(peer key.Public, through []key.Public) *noise.RelayThrough {
-	if _, open := h.node.RemoteAddr(); open {
+// of the Host. It returns nil if there is none, or no need: who is open to all may yet not be so for this peer, but HyperDHT programs
+// meet nobody then, so only tunnels do.
+func (h *Host) nameRelay(peer key.Public, through []key.Public, tunnel bool) *noise.RelayThrough {
+	if _, open := h.node.RemoteAddr(); open && !tunnel {
 		return nil
 	}
 	list := slices.Clone(through)
@@ -116,10 +121,10 @@ func (h *Host) isOurs(k key.Public) bool {
 	return slices.ContainsFunc(h.listeners, func(l *Listener) bool { return l.key.Public() == k })
 }
 
-// meeting returns where the two sides of a handshake meet, by what each of them named. It returns nil for nowhere.
+// meeting returns where the two sides of a handshake meet, by what each of them named, delay after it. It returns nil for nowhere.
 //
 // Source: relay.md 6; npm hyperdht, lib/connect.js and lib/server.js (relayConnection).
-func (h *Host) meeting(l *link, client, server *noise.RelayThrough) *relayed {
+func (h *Host) meeting(l *link, client, server *noise.RelayThrough, delay time.Duration) *relayed {
 	named, byUs := server, !l.initiator
 	if named == nil {
 		named, byUs = client, l.initiator
@@ -127,13 +132,12 @@ func (h *Host) meeting(l *link, client, server *noise.RelayThrough) *relayed {
 	if named == nil || named.Relay == l.remote || h.isOurs(named.Relay) {
 		return nil
 	}
-	return &relayed{via: named.Relay, token: named.Token, initiator: byUs}
+	return &relayed{via: named.Relay, token: named.Token, initiator: byUs, delay: delay}
 }
 
 // relay meets the peer at a relay and offers the link the path that comes of it. It calls failed if none does, and returns at once. The
 // path ends with the link, or with the connection to the relay.
-func (h *Host) relay(l *link, m *relayed, delay time.Duration, failed func(error)) {
-	l.account.step(StagePath, "going to meet the peer at relay %s as well", m.via.Short())
+func (h *Host) relay(l *link, m *relayed, failed func(error)) {
 	h.wg.Go(func() {
 		ctx, cancel := context.WithCancelCause(h.ctx)
 		defer cancel(nil)
@@ -144,15 +148,16 @@ func (h *Host) relay(l *link, m *relayed, delay time.Duration, failed func(error
 			case <-ctx.Done():
 			}
 		})
-		if delay > 0 {
+		if m.delay > 0 {
 			select {
-			case <-time.After(delay):
+			case <-time.After(m.delay):
 			case <-l.direct:
 				return
 			case <-ctx.Done():
 				return
 			}
 		}
+		l.account.step(StagePath, "going to meet the peer at relay %s as well", m.via.Short())
 		if err := h.relayPath(ctx, l, m); err != nil && ctx.Err() == nil {
 			l.account.step(StagePath, "relay %s failed: %v", m.via.Short(), err)
 			l.log.Info("relay failed", "relay", m.via.Short(), "error", err)

@@ -283,29 +283,34 @@ func (f *flow) wantGap(t *testing.T, what string, wait, limit time.Duration) {
 }
 
 func TestFallBackToTheRelayAndBack(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
-		w.relay("r", pubR)
-		ha, hb, _, _ := w.behind(lab.Linux, lab.Linux)
-		a, b := w.through(ha, keyOf("b"), keyOf("r")), w.through(hb, keyOf("a"), keyOf("r"))
-		b.listen(t)
-		a.listen(t)
-		a.Peer(b.public()).Connect()
-		a.connected(t, b.public())
-		b.connected(t, a.public())
-		f := startFlow(t, a, b)
-		time.Sleep(30 * time.Second)
-		a.wantPath(t, b.public(), PathDirect, 0)
-		f.reset()
-		w.net.Partition([]netip.Addr{pubA}, []netip.Addr{pubB})
-		f.wantGap(t, "direct path cut", time.Minute, 5*time.Second)
-		a.wantPath(t, b.public(), PathRelay, 0)
-		f.reset()
-		w.net.Partition()
-		a.wantPath(t, b.public(), PathDirect, time.Minute)
-		b.wantPath(t, a.public(), PathDirect, 10*time.Second)
-		f.wantGap(t, "direct path healed", time.Minute, 200*time.Millisecond)
-	})
+	for _, open := range []bool{false, true} {
+		t.Run(fmt.Sprintf("open hosts %t", open), func(t *testing.T) { synctest.Test(t, func(t *testing.T) { testFallBack(t, open) }) })
+	}
+}
+
+// testFallBack cuts the direct path of two hosts, which may be open to everybody, and heals it again.
+func testFallBack(t *testing.T, open bool) {
+	w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
+	w.relay("r", pubR)
+	ha, hb := w.somewhere(open, open, lab.Link{})
+	a, b := w.through(ha, keyOf("b"), keyOf("r")), w.through(hb, keyOf("a"), keyOf("r"))
+	b.listen(t)
+	a.listen(t)
+	a.Peer(b.public()).Connect()
+	a.connected(t, b.public())
+	b.connected(t, a.public())
+	f := startFlow(t, a, b)
+	time.Sleep(30 * time.Second)
+	a.wantPath(t, b.public(), PathDirect, 0)
+	f.reset()
+	w.net.Partition([]netip.Addr{pubA}, []netip.Addr{pubB})
+	f.wantGap(t, "direct path cut", time.Minute, 5*time.Second)
+	a.wantPath(t, b.public(), PathRelay, 0)
+	f.reset()
+	w.net.Partition()
+	a.wantPath(t, b.public(), PathDirect, time.Minute)
+	b.wantPath(t, a.public(), PathDirect, 10*time.Second)
+	f.wantGap(t, "direct path healed", time.Minute, 200*time.Millisecond)
 }
 
 func TestKilledRelayIsReplaced(t *testing.T) {

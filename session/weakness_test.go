@@ -25,6 +25,26 @@ func (w *world) carrier(cfg lab.NATConfig) (ha, hb *lab.Host) {
 	return a.Host("a", inA), b.Host("b", inB)
 }
 
+// somewhere puts two hosts behind a home router each, unless they are to be open to everybody.
+func (w *world) somewhere(openA, openB bool, link lab.Link) (ha, hb *lab.Host) {
+	w.change = func(cfg *Config) {
+		if addr := cfg.Network.Addrs()[0]; addr == pubA || addr == pubB {
+			cfg.Port, cfg.DHT.Open, cfg.DHT.PublicAddr = DefaultPort, true, netip.AddrPortFrom(addr, DefaultPort)
+		}
+	}
+	host := func(name string, open bool, public, inside netip.Addr) *lab.Host {
+		if open {
+			h := w.net.Host(name, public)
+			h.SetLink(link)
+			return h
+		}
+		nat := w.net.NAT("home-"+name, lab.Linux(public))
+		nat.SetLink(link)
+		return nat.Host(name, inside)
+	}
+	return host("a", openA, pubA, inA), host("b", openB, pubB, inB)
+}
+
 func noHairpin(cfg lab.NATConfig) lab.NATConfig {
 	cfg.Hairpin = false
 	return cfg
@@ -58,6 +78,13 @@ func TestWeaknessesOfTheReference(t *testing.T) {
 			natA.SetLink(access)
 			natB.SetLink(access)
 			return ha, hb
+		}
+	}
+	// apart puts two hosts where they do not reach each other. Those that are open are so to everybody else.
+	apart := func(openA, openB bool) func(*world) (ha, hb *lab.Host) {
+		return func(w *world) (ha, hb *lab.Host) {
+			w.net.Partition([]netip.Addr{pubA}, []netip.Addr{pubB})
+			return w.somewhere(openA, openB, access)
 		}
 	}
 	const whatever = PathKind(99)
@@ -98,6 +125,10 @@ func TestWeaknessesOfTheReference(t *testing.T) {
 			place:  func(w *world) (ha, hb *lab.Host) { return w.carrier(noHairpin(lab.Symmetric(pubA))) },
 			usable: 350 * time.Millisecond, want: PathRelay,
 		},
+		{name: "two homes that cannot reach each other", place: apart(false, false), usable: 350 * time.Millisecond, want: PathRelay},
+		{name: "two open hosts that cannot", place: apart(true, true), usable: 350 * time.Millisecond, want: PathRelay},
+		{name: "an open host and a home that it cannot reach", place: apart(true, false), usable: 350 * time.Millisecond, want: PathRelay},
+		{name: "a home and an open host that it cannot reach", place: apart(false, true), usable: 350 * time.Millisecond, want: PathRelay},
 		{
 			name: "a probe that gets through one way only", place: between(openFilter, lab.Linux),
 			usable: 350 * time.Millisecond, want: whatever,
@@ -120,9 +151,11 @@ func TestWeaknessesOfTheReference(t *testing.T) {
 					if err := a.Peer(b.public()).Send([][]byte{packet("the first one")}); err != nil {
 						t.Fatal(err)
 					}
-					if took := a.connected(t, b.public()); took > row.usable {
+					took := a.connected(t, b.public())
+					if took > row.usable {
 						t.Errorf("connected after %v, want %v", took, row.usable)
 					}
+					t.Logf("connected after %v", took)
 					b.wantPacket(t, a.public(), "the first one")
 					if row.want != whatever {
 						a.wantPath(t, b.public(), row.want, row.within)
@@ -134,6 +167,34 @@ func TestWeaknessesOfTheReference(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+// TestOpenPairsLeaveTheRelayAlone has pairs of which one side is open, 40 ms from one another, connect without a word to the relay that
+// both know.
+func TestOpenPairsLeaveTheRelayAlone(t *testing.T) {
+	for _, row := range []struct {
+		name         string
+		openA, openB bool
+	}{{"both open", true, true}, {"the one that dials", true, false}, {"the one that is dialled", false, true}} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, lab.Config{Seed: 1})
+				r := w.relay("r", pubR)
+				ha, hb := w.somewhere(row.openA, row.openB, lab.Link{Latency: 10 * time.Millisecond})
+				a, b := w.through(ha, keyOf("b"), keyOf("r")), w.through(hb, keyOf("a"), keyOf("r"))
+				b.listen(t)
+				a.Peer(b.public()).Connect()
+				if took := a.connected(t, b.public()); took > 150*time.Millisecond {
+					t.Errorf("connected after %v", took)
+				}
+				b.connected(t, a.public())
+				time.Sleep(time.Second)
+				if s, _ := r.RelayStats(); s.Clients != 0 {
+					t.Errorf("the relay was asked: %+v", s)
+				}
+			})
+		})
 	}
 }
 
