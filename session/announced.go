@@ -247,13 +247,13 @@ func (h *Host) announcement() Announced {
 	for _, e := range h.localAddresses6() {
 		a.Endpoints = append(a.Endpoints, Endpoint{EndpointLocal, e})
 	}
-	if e, ok := h.mapped(); ok {
+	if e, ok := h.Mapped(); ok {
 		a.Endpoints = append(a.Endpoints, Endpoint{EndpointMapped, e})
 	}
 	if info := h.node.Info(); info.Host.IsValid() && info.Port != 0 {
 		a.Endpoints = append(a.Endpoints, Endpoint{EndpointPublic, netip.AddrPortFrom(info.Host, info.Port)})
 	}
-	a.Relaying = h.relayServer != nil
+	a.Relaying = h.relayServer.Load() != nil
 	return a
 }
 

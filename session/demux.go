@@ -25,9 +25,6 @@ const (
 func (h *Host) serve(s Socket) {
 	burst := h.node.NewBurst()
 	in := inbound{host: h, burst: &burst}
-	if h.relayServer != nil {
-		in.relayed = h.relayServer.NewBatch()
-	}
 	for {
 		batch, err := s.Receive()
 		if err != nil {
@@ -37,6 +34,7 @@ func (h *Host) serve(s Socket) {
 			return
 		}
 		now := time.Now()
+		in.relay(h.relayServer.Load())
 		for i := range batch.Len() {
 			b, from := batch.Datagram(i)
 			h.dispatch(s, b, from, &in, now)
@@ -186,8 +184,20 @@ type inbound struct {
 	from  netip.AddrPort
 	index uint32 // that named the link
 
-	burst   *dht.Burst   // messages of the DHT; nil: they are handled one by one
-	relayed *relay.Batch // packets that are relayed; nil: the Host is no relay
+	burst   *dht.Burst    // messages of the DHT; nil: they are handled one by one
+	relayed *relay.Batch  // packets that are relayed; nil: the Host is no relay
+	passing *relay.Server // whose packets these are; nil: as above
+}
+
+// relay takes packets for s from now on; nil: for none.
+func (in *inbound) relay(s *relay.Server) {
+	if in.passing == s {
+		return
+	}
+	in.passing, in.relayed = s, nil
+	if s != nil {
+		in.relayed = s.NewBatch()
+	}
 }
 
 // add keeps an authentic packet, behind its headroom.

@@ -108,7 +108,7 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 		return nil, err
 	}
 
-	if a, ok := h.mapped(); ok {
+	if a, ok := h.Mapped(); ok {
 		l.account.step(StageFind, "our router forwards %v to us", a)
 	}
 	if d.at.IsValid() {
@@ -252,7 +252,7 @@ func (h *Host) payload(l *link) noise.Payload {
 		p.Firewall = uint64(dht.FirewallOpen)
 		p.Addresses4 = slices.Insert(p.Addresses4, 0, a)
 	}
-	if a, ok := h.mapped(); ok && !slices.Contains(p.Addresses4, a) {
+	if a, ok := h.Mapped(); ok && !slices.Contains(p.Addresses4, a) {
 		p.Addresses4 = append(p.Addresses4, a)
 	}
 	return p

@@ -79,6 +79,7 @@ type Config struct {
 	// KnownPeers are peers that an earlier Host knew: see [Host.KnownPeers]. What cannot be used is left out.
 	KnownPeers []KnownPeer
 	// Relay makes the Host a blind relay for those that [ListenConfig].Relay names. Its Reserve is the Host's own. Default: none.
+	// [Host.SetRelay] changes it.
 	Relay *relay.Config
 	// Suites are the tunnel ciphers to offer. Default: those that this CPU does well.
 	Suites tunnel.Suites
@@ -103,7 +104,7 @@ type Host struct {
 	six     Socket     // for paths over IPv6; nil: there is none
 	mapper  portMapper // of the server socket's port
 
-	relayServer *relay.Server // nil: the Host is no relay
+	relayServer atomic.Pointer[relay.Server] // nil: the Host is no relay
 	lan         *lan
 
 	links   sync.Map // receiver index (uint32) → *link
@@ -198,7 +199,7 @@ func New(cfg Config) (*Host, error) {
 	h.six = h.listenIPv6()
 	h.mux = udx.NewMux(udx.Config{Logger: h.log})
 	if cfg.Relay != nil {
-		h.relayServer = h.newRelayServer(*cfg.Relay)
+		h.relayServer.Store(h.newRelayServer(*cfg.Relay))
 	}
 	node := cfg.DHT
 	node.Client, node.Server = h.client, h.server
@@ -356,8 +357,8 @@ func (h *Host) Close() error {
 	h.eachLink(func(l *link) { l.close(ErrClosed) })
 	err := errors.Join(h.mux.Close(), h.lan.close(), h.node.Close(), h.closeSockets())
 	_ = h.mapper.Close(gone) // a mapping that Shutdown has not removed ends by itself
-	if h.relayServer != nil {
-		err = errors.Join(err, h.relayServer.Close())
+	if s := h.relayServer.Load(); s != nil {
+		err = errors.Join(err, s.Close())
 	}
 	h.sockets.close()
 	h.wg.Wait()

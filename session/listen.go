@@ -30,7 +30,7 @@ type ListenConfig struct {
 	// RelayThrough are the keys of relays to meet callers at that have named none, in place of those of the Host.
 	RelayThrough []key.Public
 	// Relay says for whom the Host is a relay: the streams of these callers are not accepted, but serve to arrange relaying. It is
-	// only asked if [Config].Relay is set. Default: nobody.
+	// only asked while the Host is one: see [Config].Relay. Default: nobody.
 	Relay func(key.Public) bool
 }
 
@@ -405,9 +405,10 @@ var errNobodyAccepts = errors.New("session: nobody accepts the stream")
 // deliver hands a link's stream to Accept.
 func (l *Listener) deliver(lk *link) {
 	c := lk.secure.Load()
-	if h := l.host; h.relayServer != nil && l.cfg.Relay != nil && l.cfg.Relay(lk.remote) {
+	h := l.host
+	if s := h.relayServer.Load(); s != nil && l.cfg.Relay != nil && l.cfg.Relay(lk.remote) {
 		lk.relaying.Store(true)
-		h.wg.Go(func() { h.serveRelay(lk, c) })
+		h.wg.Go(func() { h.serveRelay(s, lk, c) })
 		return
 	}
 	select {

@@ -552,7 +552,7 @@ func (p *Peer) Status() PeerStatus {
 		if o := r.observed.Load(); o != nil {
 			s.Observed = *o
 		}
-		external, ok := p.host.mapped()
+		external, ok := p.host.Mapped()
 		s.Mapped = ok && s.Observed == external ||
 			slices.Contains(s.Announced.Endpoints, Endpoint{EndpointMapped, s.Path.Remote})
 	}

@@ -59,8 +59,8 @@ func (h *Host) watchMapping() {
 	}
 }
 
-// mapped returns the public address and port that the gateway forwards to the server socket.
-func (h *Host) mapped() (netip.AddrPort, bool) {
+// Mapped returns the public address and port that the gateway forwards to the server socket; false while there is none.
+func (h *Host) Mapped() (netip.AddrPort, bool) {
 	external, ok := h.mapper.External()
 	return external, ok && !h.avoid(external.Addr())
 }

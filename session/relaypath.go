@@ -504,9 +504,9 @@ func (h *Host) stopRelaying(k key.Public) {
 }
 
 // serveRelay is the goroutine that relays for one client, over a stream that it has opened to us.
-func (h *Host) serveRelay(l *link, conn *secretstream.Conn) {
+func (h *Host) serveRelay(s *relay.Server, l *link, conn *secretstream.Conn) {
 	mux := protomux.New(conn, protomux.Config{Protocols: []string{relay.Protocol}})
-	err := h.relayServer.Serve(h.ctx, mux, relay.Control{
+	err := s.Serve(h.ctx, mux, relay.Control{
 		Key: l.remote,
 		Path: func() (udx.Socket, netip.Addr) {
 			r := l.cur.Load()
@@ -532,10 +532,32 @@ func (h *Host) newRelayServer(cfg relay.Config) *relay.Server {
 	return relay.NewServer(cfg)
 }
 
+// SetRelay makes the Host a relay, as [Config].Relay does, or with nil ends what it relays. Peers are told. A relay that there is
+// goes on as it is. It waits for the goroutines of one that ends.
+func (h *Host) SetRelay(cfg *relay.Config) {
+	h.mu.Lock()
+	old := h.relayServer.Load()
+	var next *relay.Server
+	if cfg != nil && old == nil && !h.closed {
+		next = h.newRelayServer(*cfg)
+	}
+	if h.closed || (cfg != nil) == (old != nil) {
+		h.mu.Unlock()
+		return
+	}
+	h.relayServer.Store(next)
+	h.mu.Unlock()
+	if old != nil {
+		_ = old.Close() // always nil
+	}
+	h.announceChanges()
+}
+
 // RelayStats returns the counters of the relay. It reports false if the Host is none.
 func (h *Host) RelayStats() (relay.Stats, bool) {
-	if h.relayServer == nil {
+	s := h.relayServer.Load()
+	if s == nil {
 		return relay.Stats{}, false
 	}
-	return h.relayServer.Stats(), true
+	return s.Stats(), true
 }

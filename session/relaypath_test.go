@@ -384,6 +384,50 @@ func TestListedPeersRelayWithoutBeingNamed(t *testing.T) {
 	})
 }
 
+// TestRelayIsSwitchedOnAndOff has a listed peer become a relay while it runs, and end that.
+func TestRelayIsSwitchedOnAndOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
+		r := w.end(w.net.Host("r", pubR), keyOf("a"), keyOf("b"))
+		l, err := r.Listen(r.cfg.Identity, ListenConfig{
+			Tunnels: true, Admit: func(Caller) error { return nil }, Relay: func(key.Public) bool { return true },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Announced(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		ha, hb, _, _ := w.behind(lab.Symmetric, lab.Symmetric)
+		a, b := w.end(ha, keyOf("b"), keyOf("r")), w.end(hb, keyOf("a"), keyOf("r"))
+		b.listen(t)
+		a.Peer(r.public()).Connect()
+		b.Peer(r.public()).Connect()
+		a.connected(t, r.public())
+		b.connected(t, r.public())
+		a.Peer(b.public()).Connect()
+		time.Sleep(20 * time.Second)
+		for range 3 {
+			if s := a.Peer(b.public()).Status(); s.State == PeerConnected {
+				t.Fatalf("connected without a relay: %+v", s.Path)
+			}
+			r.SetRelay(&relay.Config{})
+			r.SetRelay(&relay.Config{}) // which changes nothing
+			a.wantPath(t, b.public(), PathRelay, time.Minute)
+			b.wantPath(t, a.public(), PathRelay, time.Second)
+			exchange(t, a, b)
+			if s, ok := r.RelayStats(); !ok || s.Links != 1 {
+				t.Errorf("%+v, %v: want one pair", s, ok)
+			}
+			r.SetRelay(nil)
+			if _, ok := r.RelayStats(); ok {
+				t.Error("still a relay")
+			}
+			time.Sleep(20 * time.Second)
+		}
+	})
+}
+
 // TestRelayOfOneConnection names the relay where the connection is made, and not for the whole Host.
 func TestRelayOfOneConnection(t *testing.T) {
 	for _, byServer := range []bool{false, true} {

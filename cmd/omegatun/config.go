@@ -42,7 +42,9 @@ of them optional. A setting that is not known is an error.
   relay = true                         # a relay to meet others at. Peers that relay by the setting
                                        # above are used without this
 
-Peers can also be listed with "omegatun add"; the file itself is never written to.`,
+Peers can also be listed with "omegatun add"; the file itself is never written to. A running
+omegatun reads peers, their settings, and relay again after "omegatun up" (of a service also
+"systemctl reload omegatun"); everything else counts from its next start.`,
 		Args: cobra.ArbitraryArgs,
 		RunE: needsSubcommand,
 	}

@@ -3,7 +3,9 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -178,6 +180,18 @@ func TestDaemonAndItsCommands(t *testing.T) {
 	}
 	wantExit(t, exit.Usage, "this machine's own key", p.a, "up", p.keyA)
 	wantExit(t, exit.Other, "another omegatun uses", p.a, "listen", "--allow", "any")
+
+	// It relays as soon as the configuration says so, and as long.
+	for _, relays := range []bool{true, true, false} {
+		file := filepath.Join(p.a[1], "config.toml")
+		if err := os.WriteFile(file, fmt.Appendf(nil, "relay = %t\n", relays), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		must(t, p.a, "up")
+		if st := readStatus(t, p.a); (st.Self.Relay != nil) != relays {
+			t.Errorf("status: %+v, want that it relays: %t", st.Self, relays)
+		}
+	}
 
 	// What add and rm change holds at once.
 	must(t, p.a, "add", p.keyB, "--name", "robert")

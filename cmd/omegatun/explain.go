@@ -137,5 +137,8 @@ func pathText(p *control.Path, names map[key.Public]string) string {
 	if p.Relay != nil {
 		return fmt.Sprintf("%s %s (%v)", p.Kind, cmp.Or(names[*p.Relay], p.Relay.Short()+"…"), p.Remote)
 	}
+	if p.Mapped {
+		return fmt.Sprintf("%s %v (mapped)", p.Kind, p.Remote)
+	}
 	return fmt.Sprintf("%s %v", p.Kind, p.Remote)
 }

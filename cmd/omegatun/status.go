@@ -28,12 +28,14 @@ With --json, one object:
    "self":{"key","name","ipv6","ipv4","state","nat","dht":{"nodes","persistent"},
            "interface":{"name","mtu"}},
    "peers":[{"key","name","state","path":{"kind","remote","relay","mtu","rtt_ms",
-             "last_auth_ms"},"rx_bytes","tx_bytes","dropped":{"reason":n},"suite",
+             "last_auth_ms","mapped"},"rx_bytes","tx_bytes","dropped":{"reason":n},"suite",
              "key_age_ms","announced":{"version","name","addresses","mtu","relaying",
              "relays"},"last_attempt":{"ago_ms","incoming","local_nat","remote_nat",
              "strategy","state","took_ms","path","code","reason","remedy"}}]}
-and "relay" in self, what is relayed for others, if anything is:
+and in self "mapped", the address and port that the router forwards to this machine, if it
+does, and "relay", what is relayed for others, if anything is:
   {"clients","waiting","links","paired","packets","bytes"}
+A path is "mapped" if it leads through a port that one of the two routers forwards.
 
 Exit status 3: no omegatun is running.`,
 		Example: `  omegatun status
@@ -71,6 +73,9 @@ func statusText(s *control.Status) string {
 	}
 	fmt.Fprintf(w, "dht\t%s\n", place)
 	fmt.Fprintf(w, "nat\t%s\n", s.Self.NAT)
+	if s.Self.Mapped.IsValid() {
+		fmt.Fprintf(w, "mapped\t%v, which the router forwards to this machine\n", s.Self.Mapped)
+	}
 	if r := s.Self.Relay; r != nil {
 		fmt.Fprintf(w, "relaying\tfor %d peers, %d pairs at the moment, %s passed on\n", r.Clients, r.Links, byteCount(r.Bytes))
 	}

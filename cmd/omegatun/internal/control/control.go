@@ -73,6 +73,8 @@ type Self struct {
 	UptimeMS  int64      `json:"uptime_ms"`
 	Notes     []string   `json:"notes,omitempty"` // what a person should know, such as an address that is left out
 	Relay     *Relay     `json:"relay,omitempty"` // what is relayed for others; nil: this machine is no relay
+	// Mapped is the router's address and port that it forwards to this machine; left out: none.
+	Mapped netip.AddrPort `json:"mapped,omitzero"`
 }
 
 // Relay is what a relay does.
@@ -166,6 +168,7 @@ type Path struct {
 	MTU        int            `json:"mtu"`
 	RTTMS      float64        `json:"rtt_ms"`       // 0: not measured yet
 	LastAuthMS int64          `json:"last_auth_ms"` // since the last authentic datagram
+	Mapped     bool           `json:"mapped"`       // it leads through a port that one of the two routers forwards
 }
 
 // Event is something that happened. Which fields are set depends on Event:

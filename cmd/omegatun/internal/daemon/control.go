@@ -44,6 +44,7 @@ func (d *Daemon) Status(context.Context) (*control.Status, error) {
 		}
 	}
 	s.Self.NAT = natWord(info)
+	s.Self.Mapped, _ = d.host.Mapped()
 	if r, ok := d.host.RelayStats(); ok {
 		s.Self.Relay = &control.Relay{
 			Clients: r.Clients, Waiting: r.Waiting, Links: r.Links, Paired: r.Paired, Packets: r.Packets, Bytes: r.Bytes,
@@ -117,6 +118,7 @@ func (d *Daemon) describe(m *member, s *control.PeerStatus) {
 	}
 	s.Suite, s.KeyAgeMS = status.Suite, status.KeyAge.Milliseconds()
 	s.Path = describePath(status.Path)
+	s.Path.Mapped = status.Mapped
 	s.Path.MTU, s.Path.RTTMS = cmp.Or(status.MTU, m.route.MTU()), milliseconds(status.RTT)
 	if !status.LastAuth.IsZero() {
 		s.Path.LastAuthMS = max(0, time.Since(status.LastAuth).Milliseconds())

@@ -16,7 +16,7 @@
 // # Limitations
 //
 //   - Streams that a listed peer opens are accepted and read, but nothing is done with them.
-//   - The IPv4 address of this machine, and whether it relays, are fixed when it starts; all else can be reloaded.
+//   - Of the configuration, what concerns peers and relaying can be reloaded; all else is fixed when the daemon starts.
 package daemon
 
 import (
@@ -41,7 +41,6 @@ import (
 	"omegatun/dht/key"
 	"omegatun/routes"
 	"omegatun/session"
-	"omegatun/session/relay"
 	"omegatun/session/tunnel"
 	"omegatun/tun"
 	"omegatun/tun/hostnet"
@@ -318,9 +317,6 @@ func (d *Daemon) openHost(undo *closers) error {
 		Logger:        d.log,
 	}
 	cfg.NoBeacons = d.settings.NoLAN
-	if d.settings.Relay {
-		cfg.Relay = &relay.Config{}
-	}
 	h, err := Open(cfg, d.cfg.State)
 	if err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"omegatun/dht/key"
 	"omegatun/routes"
 	"omegatun/session"
+	"omegatun/session/relay"
 	"omegatun/tun/hostnet"
 )
 
@@ -68,8 +69,13 @@ func (d *Daemon) apply(settings *config.Config) {
 	var fresh []*member
 	d.notes = nil
 	through := d.settings.Peers.Relays()
+	var serve *relay.Config // nil: no relay
+	if d.settings.Relay {
+		serve = &relay.Config{}
+	}
 	d.mu.Unlock()
 	d.host.RelayThrough(through)
+	d.host.SetRelay(serve)
 
 	var notes []error
 	for _, c := range plan.Conflicts {
