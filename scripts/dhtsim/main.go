@@ -4,7 +4,7 @@
 //
 //	go run ./scripts/dhtsim                          # 100, 1,000 and 10,000 nodes: some minutes, 2 GB
 //	go run ./scripts/dhtsim -sizes 100,1000 -out ""  # quicker, and only the table
-//	go run ./scripts/dhtsim -sizes 100000 -only quiet  # one more size: 6 GB, and most of an hour; the rest is kept
+//	go run ./scripts/dhtsim -sizes 100000 -only quiet  # one more size: 5 GB, half an hour of CPU time; the rest is kept
 //
 // The nodes are those of package dht; only sockets and time are simulated. Datagrams take 10 to 90 ms and are not
 // lost. Members are open, each in a network of 256 addresses of its own; servers and some of those who look for them
