@@ -2,8 +2,12 @@ package udx
 
 import "time"
 
-// growth finds out when the read buffer is too small for the path: when the reader takes as much in a round trip as the
-// window allows, the peer waits for it to open.
+// growthRounds is for how many round trips of what is read now a read buffer must have room: two in flight of a peer that
+// starts, and a doubling of the rate until the peer knows of a larger window.
+const growthRounds = 4
+
+// growth finds out when the read buffer is too small for the path: it must have room for what a peer that doubles its rate
+// each round trip has in flight before it can know of a larger window, and for what waits until a lost packet is there.
 type growth struct {
 	most  int // bytes, the buffer may grow to; zero: it does not
 	taken int // bytes of the Mux's budget
@@ -27,18 +31,17 @@ func (g *growth) received(now instant, advanced, holding bool) {
 }
 
 // consumed tells that n bytes were read, and reports whether a buffer of limit bytes is to be doubled. rtt is zero if
-// it is not known. Where packets are lost, what matters is how long it takes until they are there.
+// it is not known.
 func (g *growth) consumed(now instant, n, limit int, rtt time.Duration) bool {
-	if rtt = max(rtt, g.hole); rtt == 0 || 2*limit > g.most {
+	if rtt == 0 || 2*limit > g.most {
 		return false
 	}
 	g.read += n
-	span := max(2*rtt, time.Millisecond)
 	took := now.sub(g.since)
-	if took < span {
+	if took < max(rtt, time.Millisecond) {
 		return false
 	}
-	grow := float64(g.read)*span.Seconds() >= float64(limit)*took.Seconds()
+	grow := float64(g.read)*(growthRounds*rtt+g.hole).Seconds() >= float64(limit)*took.Seconds()
 	g.since, g.read = now, 0
 	return grow
 }

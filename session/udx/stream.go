@@ -8,8 +8,8 @@ import (
 )
 
 const (
-	defaultReadBuffer = 4 << 20  // bytes, the window every peer of the network announces
-	maxReadBuffer     = 64 << 20 // bytes, that it grows to
+	defaultReadBuffer = 4 << 20   // bytes, the window every peer of the network announces
+	maxReadBuffer     = 128 << 20 // bytes, that it grows to
 	minReadBuffer     = 4 << 10
 
 	// growthBudget is what the read buffers of all streams of a Mux may grow together.
@@ -42,7 +42,7 @@ type StreamConfig struct {
 	OnDone func()
 
 	// ReadBuffer is how many bytes may wait to be read before the peer is made to stop; as many again may wait for a
-	// packet that was lost. Memory is taken only as data comes. At least 4 KiB. Zero: 4 MiB, which doubles up to 64 MiB
+	// packet that was lost. Memory is taken only as data comes. At least 4 KiB. Zero: 4 MiB, which doubles up to 128 MiB
 	// while data is read so fast, on so long a path, that the peer would have to wait; 256 MiB more in all for a Mux.
 	ReadBuffer int
 }
