@@ -23,6 +23,7 @@ const (
 	maxChance       = .3 // share of loss that is made up for
 	chanceGain      = 1.25
 	extraRounds     = 5
+	burstPart       = 8 // of a bound that goes at a time
 	extraTime       = 100 * time.Millisecond
 )
 
@@ -47,7 +48,8 @@ const (
 // Source: draft-cardwell-iccrg-bbr-congestion-control-00, Linux net/ipv4/tcp_bbr.c.
 //
 // It differs from the draft in probeRTT, which keeps half the path's capacity in flight, not four packets, as
-// version 2 does: more streams share a path here than bring anything new to learn.
+// version 2 does: more streams share a path here than bring anything new to learn. And what is in flight is bounded where
+// the model does not show how much should be (overrun, rivals).
 type congestion struct {
 	mode   congestionMode
 	window int     // bytes that may be in flight
@@ -63,21 +65,25 @@ type congestion struct {
 	shortestAt instant
 	probeDone  instant // when probeRTT may end; zero: not yet low
 	probeRound bool
+	probed     time.Duration // shortest round trip since probeRTT began; zero: none
 
-	full       bool // the pipe was once full
-	fullRate   float64
-	fullCount  int
-	cycle      int
-	cycleAt    instant
-	idle       bool // restarted from idle
-	paceGain   float64
-	winGain    float64
-	measured   bool // rate comes from a round trip
-	conserving bool // in the first round of a recovery: as much out as comes in
-	recovering bool
-	priorWin   int // window before a recovery or probeRTT
+	full        bool // the pipe was once full
+	fullRate    float64
+	fullCount   int
+	roundRTT    time.Duration // shortest round trip of this round, until full
+	queuedCount int           // rounds in a row in which there was a queue all the time, until full
+	cycle       int
+	cycleAt     instant
+	idle        bool // restarted from idle
+	paceGain    float64
+	winGain     float64
+	measured    bool // rate comes from a round trip
+	conserving  bool // in the first round of a recovery: as much out as comes in
+	recovering  bool
+	priorWin    int // window before a recovery or probeRTT
 
 	overrun overrun
+	rivals  rivals
 
 	// How much more than the bandwidth says is acknowledged at a time, because acknowledgements come in lumps.
 	extra      [2]float64
@@ -102,9 +108,27 @@ func (c *congestion) capacity(gain float64) float64 {
 	return gain * max(bw*max(c.shortest, c.least).Seconds(), min(bw*shortestFloor.Seconds(), floorBytes))
 }
 
+// plenty returns the bytes with which there is a queue before the path, if it delivers no more than is known.
+func (c *congestion) plenty() int { return int(c.capacity(fullGrowth)) }
+
 // emptyRTT returns a round trip that shows that there was hardly a queue.
 func (c *congestion) emptyRTT() time.Duration {
 	return c.shortest + c.shortest/20 + 200*time.Microsecond + time.Duration(maxMTU/max(c.bandwidth.get(), maxMTU)*float64(time.Second))
+}
+
+// crowdedRTT returns a round trip above which there is a queue, and not just bursts of several streams.
+func (c *congestion) crowdedRTT() time.Duration {
+	packet := time.Duration(maxMTU / max(c.bandwidth.get(), maxMTU) * float64(time.Second))
+	return c.shortest + max(c.shortest, c.least)/8 + max(2*pacerQuantum, packet)
+}
+
+// burst returns how many bytes may go at a time where queues are short or shared, zero where it does not matter.
+func (c *congestion) burst() int {
+	bound := c.overrun.bound
+	if b := c.rivals.bound; b != 0 && (bound == 0 || b < bound) {
+		bound = b
+	}
+	return (bound + burstPart - 1) / burstPart
 }
 
 // target returns the window for a gain, with room for batches on both ends.
@@ -123,7 +147,7 @@ func (c *congestion) acked(now instant, r rateSample, delivered int64) {
 	c.updateBandwidth(r, delivered)
 	c.updateExtra(now, r)
 	if c.full {
-		c.overrun.acked(now, r, c.newRound, max(int(c.capacity(1)+c.bandwidth.get()*ackDelay.Seconds()), minWindow), c.emptyRTT())
+		c.updateBounds(now, r)
 	}
 	c.updateCycle(now, r)
 	c.updateFull(r)
@@ -131,6 +155,25 @@ func (c *congestion) acked(now instant, r rateSample, delivered int64) {
 	c.updateShortest(now, r, delivered)
 	c.setRate()
 	c.setWindow(r, delivered)
+}
+
+// updateBounds takes what shows that more is in flight than there should be, whatever the path would hold.
+func (c *congestion) updateBounds(now instant, r rateSample) {
+	crowded := c.crowdedRTT()
+	own := r
+	if c.rivals.explains(crowded) {
+		own.lost, own.undone, own.acked = 0, 0, 0
+		c.overrun.bound, c.overrun.trial = 0, 0
+	}
+	acks := c.bandwidth.get() * min(ackDelay, max(c.shortest, c.least)/4).Seconds()
+	c.overrun.acked(now, own, c.newRound, max(int(c.capacity(1)+acks), minWindow), c.emptyRTT())
+	switch {
+	case r.disordered:
+		c.rivals = rivals{}
+	case c.mode == probeBandwidth:
+		quiet := c.cycle > 2 // what was asked for beyond the estimate has been given back
+		c.rivals.acked(now, r, c.newRound, quiet, int(c.capacity(1)), c.shortest, crowded)
+	}
 }
 
 func (c *congestion) updateBandwidth(r rateSample, delivered int64) {
@@ -188,7 +231,23 @@ func (c *congestion) updateCycle(now instant, r rateSample) {
 }
 
 func (c *congestion) updateFull(r rateSample) {
-	if c.full || !c.newRound || r.appLimited {
+	if c.full {
+		return
+	}
+	if r.rtt > 0 && (c.roundRTT == 0 || r.rtt < c.roundRTT) {
+		c.roundRTT = r.rtt
+	}
+	if !c.newRound {
+		return
+	}
+	if queued := c.roundRTT > c.shortest*3/2+pacerQuantum; queued && !r.disordered && !r.appLimited {
+		c.queuedCount++
+	} else {
+		c.queuedCount = 0
+	}
+	c.roundRTT = 0
+	c.full = c.queuedCount >= fullRounds
+	if r.appLimited {
 		return
 	}
 	if bw := c.bandwidth.get(); bw >= c.fullRate*fullGrowth {
@@ -196,7 +255,7 @@ func (c *congestion) updateFull(r rateSample) {
 		return
 	}
 	c.fullCount++
-	c.full = c.fullCount >= fullRounds
+	c.full = c.full || c.fullCount >= fullRounds
 }
 
 func (c *congestion) updateDrain(now instant, r rateSample) {
@@ -217,15 +276,18 @@ func (c *congestion) cruise(now instant) {
 
 func (c *congestion) updateShortest(now instant, r rateSample, delivered int64) {
 	expired := c.shortest != 0 && now.sub(c.shortestAt) > shortestWidth
-	if r.rtt > 0 && (c.shortest == 0 || r.rtt <= c.shortest || expired) {
+	if r.rtt > 0 && (c.shortest == 0 || r.rtt <= c.shortest || expired && c.idle) {
 		c.shortest, c.shortestAt = r.rtt, now
 	}
 	if expired && !c.idle && c.mode != probeRTT {
 		c.mode, c.paceGain, c.winGain = probeRTT, 1, 1
 		c.priorWin = max(c.priorWin, c.window)
-		c.probeDone = 0
+		c.probeDone, c.probed = 0, 0
 	}
 	if c.mode == probeRTT {
+		if r.rtt > 0 && (c.probed == 0 || r.rtt < c.probed) {
+			c.probed = r.rtt
+		}
 		switch {
 		case c.probeDone == 0 && r.inFlight <= c.probeWindow():
 			c.probeDone = now.add(probeRTTTime)
@@ -234,6 +296,9 @@ func (c *congestion) updateShortest(now instant, r rateSample, delivered int64) 
 		case c.probeDone != 0:
 			c.probeRound = c.probeRound || c.newRound
 			if c.probeRound && now > c.probeDone {
+				if c.probed > 0 {
+					c.shortest = c.probed
+				}
 				c.shortestAt = now
 				c.restore()
 				if c.full {
@@ -257,7 +322,11 @@ func (c *congestion) setRate() {
 		c.rate = startupGain * paceMargin * float64(c.window) / max(c.shortest, c.least, shortestFloor).Seconds()
 	}
 	if bw := c.bandwidth.get(); bw > 0 {
-		rate := bw * c.paceGain * paceMargin / (1 - min(c.overrun.chance, maxChance)) // bw is what arrives
+		gain := c.paceGain
+		if c.rivals.bound > 0 && c.mode == probeBandwidth {
+			gain = rivalGain
+		}
+		rate := bw * gain * paceMargin / (1 - min(c.overrun.chance, maxChance)) // bw is what arrives
 		if c.full || rate > c.rate {
 			// Whatever was measured, a little must go out each round, or nothing is measured again.
 			c.rate = max(rate, minWindow/max(c.shortest, c.least, 10*time.Millisecond).Seconds())
@@ -295,7 +364,7 @@ func (c *congestion) setWindow(r rateSample, delivered int64) {
 		c.window = min(c.window, c.probeWindow())
 	}
 	if c.full {
-		c.window = c.overrun.limit(c.window)
+		c.window = c.rivals.limit(c.overrun.limit(c.window))
 	}
 }
 
@@ -338,7 +407,7 @@ func (c *congestion) timedOut(inFlight int) {
 	c.priorWin = max(c.priorWin, c.window)
 	c.recovering = true
 	c.conserving = false
-	c.window = inFlight + maxMTU
+	c.window = inFlight + 2*maxMTU // as RFC 9002: one more that is lost must not cost another timeout
 }
 
 // recovered tells that a recovery is over.
@@ -355,7 +424,7 @@ func (c *congestion) restart() {
 		return
 	}
 	c.mode, c.paceGain, c.winGain = startup, startupGain, startupGain
-	c.full, c.fullRate, c.fullCount = false, 0, 0
+	c.full, c.fullRate, c.fullCount, c.queuedCount = false, 0, 0, 0
 	c.overrun = overrun{}
 	c.restore()
 }

@@ -25,7 +25,8 @@
 //
 // What goes out is the reference implementation's protocol to the letter. How it is timed is not prescribed and differs:
 // acknowledgements are gathered for up to a millisecond, timeouts start at 300 ms, sizes are probed in larger steps,
-// congestion control also tells overrun queues from loss by chance, and a closed stream answers for 30 s more. A peer
+// congestion control also tells overrun queues from loss by chance, and makes room for other streams that give way as
+// well, the end of a flight is probed three times before a timeout, and a closed stream answers for 30 s more. A peer
 // whose packets come twice again and again is told which, in blocks below what is acknowledged, over which the
 // reference passes: so the sender learns how far packets overtake each other.
 //
@@ -46,7 +47,7 @@
 //   - Messages are not paced, and not held back by congestion.
 //   - Relaying between two streams is not done here, but in package relay, without a stream.
 //   - Paths above 1,500 bytes are not searched for.
-//   - Of two streams that overrun a queue much shorter than the round trip, one may get several times what the other gets.
+//   - Of two streams that overrun a queue of less than two milliseconds, one may get twice what the other gets.
 //
 // Source: holepunchto/libudx (src/udx.c, src/udx_bbr.c), and the behaviour of udx-native 1.21.3.
 package udx

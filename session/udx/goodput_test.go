@@ -38,6 +38,7 @@ func TestGoodput(t *testing.T) {
 		{10, 300 * time.Millisecond, lab.Deep, 0, .25, .9, .05},
 		{10, 300 * time.Millisecond, lab.Shallow, .01, .25, .9, .1},
 		{100, 1 * time.Millisecond, lab.Shallow, .05, 0, .7, .2},
+		{100, 300 * time.Millisecond, lab.Deep, .001, .25, .9, .05},
 		{100, 20 * time.Millisecond, lab.Deep, 0, 0, .9, .01},
 		{100, 20 * time.Millisecond, lab.Shallow, .01, 0, .9, .05},
 		{100, 20 * time.Millisecond, lab.Shallow, .05, .25, .7, .15},
@@ -82,6 +83,10 @@ func TestTwoFlowsShare(t *testing.T) {
 	for _, c := range []lab.Conditions{
 		{Rate: 10e6 / 8, RTT: 20 * time.Millisecond, Queue: lab.Deep},
 		{Rate: 10e6 / 8, RTT: 100 * time.Millisecond, Queue: lab.Shallow},
+		{Rate: 1e6 / 8, RTT: 100 * time.Millisecond, Queue: lab.Shallow},
+		{Rate: 10e6 / 8, RTT: 300 * time.Millisecond, Queue: lab.Deep, Loss: .01},
+		{Rate: 10e6 / 8, RTT: 300 * time.Millisecond, Queue: lab.Shallow},
+		{Rate: 50e6 / 8, RTT: 100 * time.Millisecond, Queue: lab.Deep},
 	} {
 		t.Run(c.String(), func(t *testing.T) {
 			t.Parallel()
@@ -116,5 +121,23 @@ func TestSurvival(t *testing.T) {
 				t.Errorf("%+v, want a stall of at most %v and 0.9 of the best", s, limit)
 			}
 		})
+	}
+}
+
+// TestTailProbes wants the end of a flight that was lost to be noticed within round trips, and not after a timeout only.
+func TestTailProbes(t *testing.T) {
+	w := lab.New(1)
+	link := lab.Link{Rate: 1e6, Delay: 2 * time.Millisecond, Queue: 50e3}
+	p := w.NewPair(link, link)
+	f := p.Flow(udx.StreamConfig{ID: 1}, udx.StreamConfig{ID: 2})
+	w.Run(time.Second)
+	p.There.Down = true
+	w.Run(w.Now() + 290*time.Millisecond)
+	if s := f.From.Stats(); s.TailProbes < 2 || s.Timeouts > 0 {
+		t.Errorf("in 290 ms of silence: %d tail probes, %d timeouts", s.TailProbes, s.Timeouts)
+	}
+	w.Run(w.Now() + time.Second)
+	if s := f.From.Stats(); s.Timeouts == 0 {
+		t.Error("no timeout after more than a second")
 	}
 }

@@ -11,8 +11,9 @@ const (
 	reorderMultMax = 16
 	reorderRounds  = 16
 
-	disorderSpan = 64 // packets that rack.disorder looks back over
-	muchDisorder = .1 // share of packets overtaken above which the shortest round trip says little about the path
+	disorderSpan = 64               // packets that rack.disorder looks back over
+	muchDisorder = .1               // share of packets overtaken above which the shortest round trip says little about the path
+	someDisorder = muchDisorder / 4 // above which a round trip says little about queues
 
 	// The estimate of what slow packets take rises by at most a slowRise-th for one that took longer, and falls by a
 	// slowFall-th for any other. It counts once it has seen slowSettled packets of a path that reorders.

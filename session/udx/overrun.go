@@ -29,14 +29,20 @@ type overrun struct {
 	rounds       int           // since they were judged
 	lost, passed int           // bytes in them
 	peak         int           // most in flight this round
-	rtt          time.Duration // shortest round trip of this round; zero: none
+	rtt          time.Duration // shortest round trip of these rounds; zero: none
+	rtts         time.Duration // their round trips together
+	samples      int           // number of these
 }
 
 // acked takes what an acknowledgement showed; newRound says that it begins a round trip, floor is what the path
 // holds without a queue, and empty is a round trip that shows that there was none.
 func (o *overrun) acked(now instant, r rateSample, newRound bool, floor int, empty time.Duration) {
-	if r.rtt > 0 && (o.rtt == 0 || r.rtt < o.rtt) {
-		o.rtt = r.rtt
+	if r.rtt > 0 {
+		if o.rtt == 0 || r.rtt < o.rtt {
+			o.rtt = r.rtt
+		}
+		o.rtts += r.rtt
+		o.samples++
 	}
 	o.lost = max(o.lost+r.lost-r.undone, 0)
 	o.passed += r.acked
@@ -51,8 +57,8 @@ func (o *overrun) acked(now instant, r rateSample, newRound bool, floor int, emp
 	few := o.lost < overrunLeast*maxMTU
 	share := float64(o.lost) / float64(o.lost+o.passed)
 	peak := o.peak
-	queued := o.rtt > empty
-	o.lost, o.passed, o.peak, o.rtt, o.rounds = 0, 0, 0, 0, 0
+	queued := o.rtt > empty || !r.disordered && o.rtts/time.Duration(max(o.samples, 1)) > empty+empty/8
+	o.lost, o.passed, o.peak, o.rtt, o.rounds, o.rtts, o.samples = 0, 0, 0, 0, 0, 0, 0
 	if o.settling {
 		o.settling = false
 		return

@@ -19,27 +19,39 @@ const (
 // pacer spreads packets over time: a bucket that fills at a rate and may be overdrawn by one packet.
 type pacer struct {
 	rate    float64 // bytes per second
+	most    float64 // bytes of a burst that was not missed; zero: what the quantum allows
 	tokens  float64 // bytes
 	last    instant // when tokens was right
 	waiting bool    // somebody waits until next; nobody does if it is not the pacer that holds packets back
 }
 
-// setRate changes the rate from now on.
-func (p *pacer) setRate(now instant, rate float64) {
+// setRate changes the rate from now on, and how many bytes may go at a time; zero: as the quantum allows.
+func (p *pacer) setRate(now instant, rate float64, most int) {
 	p.fill(now)
-	p.rate = rate
+	p.rate, p.most = rate, float64(most)
+}
+
+// burst returns the bytes that are worth waking for.
+func (p *pacer) burst() float64 {
+	burst := min(max(p.rate*pacerQuantum.Seconds(), pacerMinBurst), pacerMaxBurst)
+	if p.most > 0 {
+		burst = min(burst, max(p.most, pacerMinBurst))
+	}
+	return burst
 }
 
 func (p *pacer) fill(now instant) {
 	if p.last == 0 {
 		p.tokens = pacerInitial
 	} else if now > p.last {
-		depth := pacerQuantum
-		if p.waiting {
-			depth = pacerDepth
+		limit := max(p.rate*pacerQuantum.Seconds(), pacerMinBurst)
+		switch {
+		case p.waiting:
+			limit = max(p.rate*pacerDepth.Seconds(), pacerMinBurst)
+		case p.most > 0:
+			limit = min(limit, max(p.most, pacerMinBurst))
 		}
-		p.tokens += p.rate * now.sub(p.last).Seconds()
-		p.tokens = min(p.tokens, max(p.rate*depth.Seconds(), pacerMinBurst))
+		p.tokens = min(p.tokens+p.rate*now.sub(p.last).Seconds(), limit)
 	}
 	p.last = max(now, p.last)
 }
@@ -59,7 +71,6 @@ func (p *pacer) sent(n int) {
 // next returns when a burst worth waking for may go.
 func (p *pacer) next(now instant) instant {
 	p.waiting = true
-	burst := min(max(p.rate*pacerQuantum.Seconds(), pacerMinBurst), pacerMaxBurst)
-	wait := (burst - p.tokens) / max(p.rate, 1)
+	wait := (p.burst() - p.tokens) / max(p.rate, 1)
 	return now.add(min(time.Duration(wait*float64(time.Second)), time.Second) + 1)
 }

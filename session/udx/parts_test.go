@@ -127,7 +127,7 @@ func TestRTO(t *testing.T) {
 func TestPacerKeepsTheRate(t *testing.T) {
 	p := pacer{}
 	now := instant(1)
-	p.setRate(now, 10e6)
+	p.setRate(now, 10e6, 0)
 	sent := 0
 	for now < instant(time.Second) {
 		for p.ready(now) {
@@ -393,5 +393,97 @@ func TestOverrunTellsQueuesFromChance(t *testing.T) {
 	}
 	if o := run(shortest*5/4, func(int) float64 { return .2 }); o.bound > 2*floor || o.bound == 0 || o.chance != 0 {
 		t.Errorf("a queue that others overrun: %+v", o)
+	}
+}
+
+// TestRivalsBecomeEqual has one stream that fills a path joined by another one, as far as the bounds go.
+func TestRivalsBecomeEqual(t *testing.T) {
+	const path = 300 * maxMTU
+	const base = 40 * time.Millisecond
+	var streams [2]rivals
+	windows := [2]int{path, 0}
+	now := instant(1)
+	round := func() (total int) {
+		for i := range streams {
+			windows[i] = streams[i].limit(windows[i])
+			total += windows[i]
+		}
+		rtt := max(base*time.Duration(total)/path, base)
+		now = now.add(rtt)
+		for i := range streams {
+			if windows[i] > 0 {
+				streams[i].acked(now, rateSample{rtt: rtt, inFlight: windows[i]}, true, true, path, base, base*9/8)
+			}
+		}
+		return total
+	}
+	for range 10 {
+		round()
+	}
+	if streams[0].bound != 0 {
+		t.Fatalf("alone: %+v", streams[0])
+	}
+	windows[1] = path / 4
+	least, most := 2*path, 0
+	for i := range 200 {
+		windows = [2]int{2 * path, 2 * path} // what a model of the path would allow
+		if i == 0 {
+			windows = [2]int{path, path / 4}
+		}
+		total := round()
+		if i > 20 {
+			least, most = min(least, total), max(most, total)
+		}
+	}
+	if share := float64(streams[1].bound) / float64(streams[0].bound+streams[1].bound); share < .45 || share > .55 {
+		t.Errorf("the second one has %.2f: %+v", share, streams)
+	}
+	if least < path*3/4 || most > 2*path {
+		t.Errorf("from %.2f to %.2f of the path in flight", float64(least)/path, float64(most)/path)
+	}
+}
+
+func TestRivalsGiveUpOnOthersThatDoNot(t *testing.T) {
+	const base = 40 * time.Millisecond
+	var v rivals
+	now := instant(1)
+	round := func(rtt time.Duration) {
+		now = now.add(rtt)
+		v.acked(now, rateSample{rtt: rtt, inFlight: v.limit(1e6)}, true, true, 1e6, base, base*9/8)
+	}
+	for range 10 {
+		round(3 * base)
+	}
+	if v.bound < 100e3 || v.bound > 1e6/2 {
+		t.Errorf("bound %d while others fill the queue", v.bound)
+	}
+	for range 40 {
+		round(3 * base)
+	}
+	if v.bound != 0 || v.ignore <= now {
+		t.Errorf("others that do not give way: %+v", v)
+	}
+	round(base)
+	if v.ignore != 0 {
+		t.Error("the queue went away, and the others are still ignored")
+	}
+}
+
+// TestGrowthIsAheadOfThePeer lets a peer double its rate each round trip, as far as the window allows.
+func TestGrowthIsAheadOfThePeer(t *testing.T) {
+	const rtt = 100 * time.Millisecond
+	g := growth{most: maxReadBuffer}
+	limit, rate := defaultReadBuffer, 100e3
+	for now := instant(1); rate < 10e6; now = now.add(rtt) { // bytes in a round trip
+		for range 4 {
+			if g.consumed(now, int(rate), limit, rtt) {
+				limit *= 2
+			}
+			now = now.add(rtt / 4)
+		}
+		if float64(limit) < 2*rate {
+			t.Fatalf("a window of %d while %.0f arrive in a round trip", limit, rate)
+		}
+		rate *= 2
 	}
 }

@@ -33,6 +33,7 @@ type rateSample struct {
 	lost       int           // bytes it showed to be lost
 	undone     int           // bytes it showed to be late that had been taken for lost
 	inFlight   int           // bytes, after it
+	disordered bool          // packets overtake each other, so that round trips differ by nature
 }
 
 // sent marks a packet that is sent now, with inFlight bytes before it.

@@ -13,6 +13,10 @@ const (
 	// The reference reports the first ones, and only an old list of it lacks one that is known.
 	leftOutMany = 8
 
+	// passedMany is how many packets in flight of which nothing is known make it too costly to pass over them for each
+	// acknowledgement.
+	passedMany = 256
+
 	ringKept = 64 // slots of the ring that an idle stream keeps
 
 	writeAhead = 256 << 10 // bytes taken from writers beyond what may be in flight
@@ -23,6 +27,10 @@ const (
 
 	// rtoBackoffMax bounds the doubling of the timeout, so that a path that comes back is noticed soon.
 	rtoBackoffMax = time.Second
+
+	// tailProbes is how many go out, each after twice the time, before everything is taken for lost: a timeout takes many
+	// round trips of a short path.
+	tailProbes = 3
 
 	probeLimit = 10 // zero window probes without any answer before the peer is taken for gone
 )
@@ -63,8 +71,9 @@ type sender struct {
 	full      bool       // the peer's last list of blocks was full: it may have more
 	cutShort  bool       // and says nothing about packets from unknown on
 	unknown   seq
-	undone    int  // bytes that were found to be late, not lost, since the last sample
-	thorough  bool // the peer reports what arrives at once, whether there are too many blocks or not
+	lookAt    instant // not before is flight searched again for what is lost; zero: at any time
+	undone    int     // bytes that were found to be late, not lost, since the last sample
+	thorough  bool    // the peer reports what arrives at once, whether there are too many blocks or not
 
 	flightCost int  // bytes in flight, as the network counts them
 	flightData int  // bytes of payload in flight, as the peer's window counts them
@@ -93,6 +102,7 @@ type sender struct {
 	timeouts   int     // in a row
 	stuckSince instant // oldest of the packets in flight was sent, or something was acknowledged
 	tailOut    bool    // a tail probe was sent and nothing sampled since
+	tails      int     // how many
 	sendTail   bool    // the next packet is a tail probe
 	probes     int     // zero window probes in a row without an answer
 	sendProbe  bool    // a zero window probe is due
@@ -251,7 +261,7 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 		if !s.sampleAll() {
 			s.rtt.sample(now, rtt)
 		}
-		s.tailOut = false
+		s.tailOut, s.tails = false, 0
 	}
 	if s.state != open && !s.una.before(s.highSeq) {
 		s.state = open
@@ -270,11 +280,11 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 	if before > 0 {
 		least := s.rack.least(&s.rtt)
 		sample := s.rate.sample(now, least)
-		sample.least = least
+		sample.least, sample.disordered = least, s.rack.disorder > someDisorder
 		sample.rtt, sample.acked, sample.lost, sample.inFlight = rtt, acked, lost, s.flightCost
 		sample.undone, s.undone = s.undone, 0
 		s.congestion.acked(now, sample, s.rate.delivered)
-		s.pacer.setRate(now, s.congestion.rate)
+		s.pacer.setRate(now, s.congestion.rate, s.congestion.burst())
 	}
 	if s.timer != timerReorder && (acked > 0 || advanced) || s.timer == timerNone || s.flight.len == 0 {
 		s.setTimer(now)
@@ -379,6 +389,12 @@ func (s *sender) arrived(now instant, p *packet) {
 
 // detect marks lost what must be, and sets the reorder timer for what may be later. It returns the bytes newly lost.
 func (s *sender) detect(now instant, acked int) (lost int) {
+	if now < s.lookAt && s.flight.len > 0 {
+		if s.timer == timerNone || s.timer == timerReorder {
+			s.timer, s.timerAt = timerReorder, s.lookAt
+		}
+		return 0
+	}
 	if s.timer == timerReorder {
 		s.timer, s.timerAt = timerNone, 0
 	}
@@ -392,11 +408,12 @@ func (s *sender) detect(now instant, acked int) (lost int) {
 	if s.full {
 		window += s.rtt.smoothed / 8 // a block whose report was lost is reported again in turn
 	}
-	congested := false
+	congested, passed := false, 0
 	var next *packet // a lost packet leaves the list
 	for p := s.flight.first; p != nil; p = next {
 		next = p.next
 		if s.cutShort && !p.seq.before(s.unknown) {
+			passed++
 			continue
 		}
 		is, wait := s.rack.lost(now, p, window)
@@ -413,9 +430,12 @@ func (s *sender) detect(now instant, acked int) (lost int) {
 		s.rack.gaveUp(p)
 		s.lose(now, p)
 	}
+	if passed > passedMany { // of which the next acknowledgement will not tell either
+		s.lookAt = now.add(max(s.rtt.smoothed/16, time.Millisecond))
+	}
 	if congested && s.state == open {
 		s.state, s.highSeq = recovery, s.next
-		s.tailOut, s.sendTail = false, false
+		s.tailOut, s.tails, s.sendTail = false, 0, false
 		s.congestion.lost(s.rate.delivered, s.flightCost, acked, lost)
 	}
 	return lost
@@ -509,6 +529,11 @@ func (s *sender) tick(now instant) bool {
 		s.tailOut, s.sendTail = true, true
 		s.stats.tails++
 		s.timer, s.timerAt = timerTimeout, now.add(s.timeout())
+		if s.tails++; s.tails < tailProbes {
+			if again := s.tailAfter() << s.tails; again < s.timeout()/2 {
+				s.timer, s.timerAt = timerTail, now.add(again)
+			}
+		}
 	case timerTimeout:
 		s.timeouts++
 		s.stats.timeouts++
@@ -535,7 +560,7 @@ func (s *sender) tick(now instant) bool {
 // giveUpFlight takes everything in flight for lost, oldest first.
 func (s *sender) giveUpFlight(now instant) {
 	s.state, s.highSeq = timedOut, s.next
-	s.tailOut, s.sendTail = false, false
+	s.tailOut, s.tails, s.sendTail = false, 0, false
 	for q := s.una; q != s.next; q++ {
 		if p := *s.ring.at(q); p != nil && p.state == packetInFlight {
 			s.lose(now, p)
@@ -585,7 +610,7 @@ func (s *sender) pathShrank(now instant) {
 	}
 	s.rack.fack, s.rack.doubts = s.una, nil
 	s.state, s.timeouts = open, 0
-	s.tailOut, s.sendTail, s.sendProbe = false, false, false
+	s.tailOut, s.tails, s.sendTail, s.sendProbe = false, 0, false, false
 	s.congestion.recovered()
 	s.setTimer(now)
 }
@@ -636,6 +661,9 @@ func (s *sender) pick(now instant, more bool) *packet {
 			return nil
 		}
 		if s.flightData+s.missData+p.n > s.peerWindow && (s.peerWindow == 0 || s.flight.len > 0) {
+			if s.flightCost < min(s.congestion.window, s.congestion.plenty()) { // it shows the window, not the network
+				s.rate.limited(s.flightCost)
+			}
 			if s.peerWindow == 0 && s.flight.len == 0 && s.timer == timerNone {
 				s.probes, s.sendProbe = 1, true
 				s.timer, s.timerAt = timerProbe, now.add(s.rtt.rto())
@@ -669,7 +697,7 @@ func (s *sender) highest() *packet {
 func (s *sender) sent(now instant, p *packet) (padding int) {
 	if s.flight.len == 0 {
 		s.congestion.sending(s.rate.appLimited != 0)
-		s.pacer.setRate(now, s.congestion.rate)
+		s.pacer.setRate(now, s.congestion.rate, s.congestion.burst())
 		if s.timeouts == 0 {
 			s.stuckSince = now
 		}
@@ -717,7 +745,7 @@ func (s *sender) sent(now instant, p *packet) (padding int) {
 	if !fresh {
 		s.stats.again++
 	}
-	if s.timer == timerNone || s.timer == timerProbe || fresh && s.timer == timerTail {
+	if s.timer == timerNone || s.timer == timerProbe || fresh && s.timer == timerTail && !s.tailOut {
 		s.setTimer(now)
 	}
 	return padding

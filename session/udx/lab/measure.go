@@ -102,8 +102,10 @@ func (f *Flow) failed() error {
 	return nil
 }
 
-// Fairness has two streams of two hosts each share the bottleneck, the second one started later, and returns the share of what
-// arrived that was the second one's, and both together as a share of Best.
+// Fairness has two streams of two hosts each share the bottleneck, the second one started when the first one has it to
+// itself, and returns the share of what arrived that was the second one's, and both together as a share of Best. It is
+// measured for 20 seconds and at least 100 round trips, which begin 10 seconds and at least 50 round trips after the
+// second one has: parts become equal by the round trip, and whoever shares a path for less hardly notices.
 func (c Conditions) Fairness(seed uint64) (second, together float64, err error) {
 	w := New(seed)
 	p := w.NewPair(c.Link(), c.Link())
