@@ -23,11 +23,10 @@ type effect struct {
 // answered without allocating. Nodes have one only while they have something to do.
 type outbox struct {
 	effects []effect
-	arena   []byte           // what is sent, one after the other; older parts of it may lie in arrays that it outgrew
-	value   []byte           // scratch: the value of an answer
-	nodes   []*node          // scratch: nodes that an answer names
-	closer  []netip.AddrPort // scratch: their addresses
-	in      incoming         // scratch: the request being answered
+	arena   []byte   // what is sent, one after the other; older parts of it may lie in arrays that it outgrew
+	value   []byte   // scratch: the value of an answer
+	nodes   []*node  // scratch: nodes that an answer names
+	in      incoming // scratch: the request being answered
 
 	received []datagram // of a Burst
 

@@ -151,6 +151,7 @@ type response struct {
 	id     optional[key.Target]
 	token  optional[Token]
 	closer []netip.AddrPort // nodes closer to the target of the request
+	nodes  []*node          // what to send in place of closer
 	code   uint64           // 0: success; else see [ReplyError]
 	value  []byte           // nil: absent; empty is a value
 }
@@ -158,7 +159,7 @@ type response struct {
 // append appends the wire form of r to b.
 func (r *response) append(b []byte) []byte {
 	flags := byte(0)
-	if len(r.closer) > 0 {
+	if len(r.closer) > 0 || len(r.nodes) > 0 {
 		flags |= flagCloser
 	}
 	if r.code != 0 {
@@ -168,7 +169,13 @@ func (r *response) append(b []byte) []byte {
 		flags |= flagValue
 	}
 	b = appendHead(b, responseByte, flags, r.tid, r.to, r.id, r.token)
-	if len(r.closer) > 0 {
+	switch {
+	case len(r.nodes) > 0:
+		b = compact.AppendUint(b, uint64(len(r.nodes)))
+		for _, m := range r.nodes {
+			b = append(b, m.ip[0], m.ip[1], m.ip[2], m.ip[3], byte(m.port), byte(m.port>>8))
+		}
+	case len(r.closer) > 0:
 		b = compact.AppendAddrs(b, r.closer)
 	}
 	if r.code != 0 {

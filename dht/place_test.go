@@ -87,8 +87,8 @@ func TestAnswersAreNotCrowded(t *testing.T) {
 	for _, c := range sybils(target, 40, 4) {
 		tab.add(newNode(c, 0))
 	}
-	count := func(limit int) (found, bad int) {
-		list := tab.closest(target, limit)
+	count := func(tab *table) (found, bad int) {
+		list := tab.closest(target, bucketSize)
 		if !slices.IsSortedFunc(list, func(a, b *node) int { return compareDistance(target, a.id, b.id) }) {
 			t.Error("not nearest first")
 		}
@@ -99,11 +99,18 @@ func TestAnswersAreNotCrowded(t *testing.T) {
 		}
 		return len(list), bad
 	}
-	if found, bad := count(bucketSize); found != bucketSize || bad != 4*netLimit {
+	if found, bad := count(tab); found != bucketSize || bad != 4*netLimit {
 		t.Errorf("%d nodes, %d of four networks that surround the target", found, bad)
 	}
-	if found, bad := count(500); found != tab.n || bad <= 4*netLimit {
-		t.Errorf("all nodes: %d of %d, %d of the crowd", found, tab.n, bad)
+	few := newTable(tab.own)
+	for i := range 5 {
+		few.add(newNode(contactAt(netip.AddrPortFrom(testHost(i), 1)), 0))
+	}
+	for _, c := range sybils(target, 10, 1) {
+		few.add(newNode(c, 0))
+	}
+	if found, bad := count(few); found != 15 || bad != 10 {
+		t.Errorf("%d nodes of 15, %d of a crowd of 10 whose places nobody else wants", found, bad)
 	}
 }
 

@@ -209,11 +209,7 @@ func (n *Node) respond(now time.Time, in *incoming, r response, parts replyParts
 		}
 		o := n.box()
 		o.nodes = n.table.appendClosest(o.nodes[:0], in.target.v, max(0, limit))
-		o.closer = o.closer[:0]
-		for _, m := range o.nodes {
-			o.closer = append(o.closer, m.addr())
-		}
-		r.closer = o.closer
+		r.nodes = o.nodes
 	}
 	if excess := size - maxAmplification*in.size; excess > 0 && !in.verified && r.value != nil {
 		if !n.store.excess.allow(in.from.Addr(), float64(excess), now) {

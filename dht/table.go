@@ -2,7 +2,6 @@ package dht
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/binary"
 	"math/bits"
 	"math/rand/v2"
@@ -196,87 +195,116 @@ type ranked struct {
 	*node
 }
 
-// order compares a and b by their XOR distance from target.
-func (a ranked) order(b ranked, target *key.Target) int {
-	if a.distance != b.distance {
-		return cmp.Compare(a.distance, b.distance)
-	}
-	return compareDistance(*target, a.id, b.id)
-}
-
-// sortRanked sorts list by the distance from target. Mostly it is a row of the table, which is short.
+// sortRanked sorts list, which is short, by the distance from target.
 func sortRanked(list []ranked, target *key.Target) {
-	if len(list) > bucketSize {
-		slices.SortFunc(list, func(a, b ranked) int { return a.order(b, target) })
-		return
-	}
-	for i, r := range list {
-		for ; i > 0 && r.order(list[i-1], target) < 0; i-- {
-			list[i] = list[i-1]
+	for i := 1; i < len(list); i++ {
+		r, at := list[i], i
+		for ; at > 0; at-- {
+			l := &list[at-1]
+			if l.distance < r.distance || l.distance == r.distance && compareDistance(*target, l.id, r.id) <= 0 {
+				break
+			}
+			list[at] = *l
 		}
-		list[i] = r
+		list[at] = r
 	}
 }
 
-// closest returns up to limit nodes in the order of their distance from target, nearest first. If it knows more
+// closest returns up to limit nodes, at most bucketSize, in the order of their distance from target, nearest first. If it knows more
 // nodes than that, those of crowded hosts and networks are left out, see [hostLimit].
 func (t *table) closest(target key.Target, limit int) []*node {
 	return t.appendClosest(nil, target, limit)
 }
 
 // appendClosest appends to dst what closest returns.
-//
-// Nodes that share more bits with target than we do are in target's own row. All rows beyond that are equally
-// far in their first differing bit, then come the shorter prefixes one by one. So few nodes are sorted.
 func (t *table) appendClosest(dst []*node, target key.Target, limit int) []*node {
-	var (
-		head                  = binary.BigEndian.Uint64(target[:])
-		foundRoom, chosenRoom [3 * bucketSize]ranked // so that it need not allocate
-		restRoom              [bucketSize]ranked
-		placeRoom             [3 * bucketSize]place
-		found, chosen, rest   = foundRoom[:0], chosenRoom[:0], restRoom[:0]
-		places                = placeRoom[:0] // of chosen
-	)
-	take := func(rows [][]*node) {
-		found = found[:0]
-		for _, r := range rows {
-			for _, m := range r {
-				found = append(found, ranked{head ^ binary.BigEndian.Uint64(m.id[:]), m})
-			}
-		}
-		sortRanked(found, &target)
-		for _, m := range found {
-			p, n := m.place(), tally{}
-			if p != 0 {
-				for _, o := range places {
-					n.count(p, o)
-				}
-			}
-			if n.full() {
-				rest = append(rest, m)
-			} else {
-				chosen, places = append(chosen, m), append(places, p)
-			}
-		}
+	if limit <= 0 {
+		return dst
 	}
+	p := pick{target: target, limit: min(limit, bucketSize)}
+	// Nodes that share more bits with target than we do are in target's own row. Then come those that share more with us, all
+	// of which are on the same side of it: where target's next bit is not ours, the row that differs from us there is
+	// nearer than what follows it, else it is farther. Then the shorter prefixes, one by one.
 	d := prefixLen(t.own, target)
-	if d < len(t.rows) {
-		take(t.rows[d : d+1])
-		if len(chosen) < limit {
-			take(t.rows[d+1:])
+	p.take(t.row(d))
+	for i := d + 1; i < len(t.rows) && !p.full(); i++ {
+		if bit(target, i) != bit(t.own, i) {
+			p.take(t.rows[i])
 		}
 	}
-	for i := min(d, len(t.rows)) - 1; i >= 0 && len(chosen) < limit; i-- {
-		take(t.rows[i : i+1])
+	for i := len(t.rows) - 1; i > d && !p.full(); i-- {
+		if bit(target, i) == bit(t.own, i) {
+			p.take(t.rows[i])
+		}
 	}
-	if missing := min(limit-len(chosen), len(rest)); missing > 0 {
-		chosen = append(chosen, rest[:missing]...)
-		sortRanked(chosen, &target)
+	for i := min(d, len(t.rows)) - 1; i >= 0 && !p.full(); i-- {
+		p.take(t.rows[i])
 	}
-	for _, m := range chosen[:max(0, min(limit, len(chosen)))] {
+	if missing := min(p.limit-p.n, p.left); missing > 0 {
+		p.n += copy(p.chosen[p.n:], p.rest[:missing])
+		sortRanked(p.chosen[:p.n], &target)
+	}
+	for _, m := range p.chosen[:p.n] {
 		dst = append(dst, m.node)
 	}
 	return dst
+}
+
+// bit returns bit i of k, from the most significant one on.
+func bit(k key.Target, i int) byte { return k[i/8] >> (7 - i%8) & 1 }
+
+// pick gathers the nodes closest to a target, row by row.
+type pick struct {
+	target key.Target
+	limit  int
+
+	chosen [bucketSize]ranked
+	n      int
+	places [bucketSize]place // of chosen, as far as they are scarce
+	scarce int
+	rest   [bucketSize]ranked // left out, because their hosts or networks are crowded
+	left   int
+}
+
+func (p *pick) full() bool { return p.n == p.limit }
+
+// take takes from a row, nearest first, what there is room for.
+func (p *pick) take(row []*node) {
+	var room [bucketSize]ranked
+	head := binary.BigEndian.Uint64(p.target[:])
+	for i, m := range row {
+		room[i] = ranked{head ^ binary.BigEndian.Uint64(m.id[:]), m}
+	}
+	near := room[:len(row)]
+	sortRanked(near, &p.target)
+	for _, m := range near {
+		if p.full() {
+			return
+		}
+		at := m.place()
+		if at != 0 && p.crowded(at) {
+			if p.left < len(p.rest) { // no more are needed
+				p.rest[p.left] = m
+				p.left++
+			}
+			continue
+		}
+		p.chosen[p.n] = m
+		p.n++
+		if at != 0 {
+			p.places[p.scarce] = at
+			p.scarce++
+		}
+	}
+}
+
+// crowded reports whether those chosen leave no room for a node at the given place.
+func (p *pick) crowded(at place) bool {
+	var n tally
+	for _, o := range p.places[:p.scarce] {
+		n.count(at, o)
+	}
+	return n.full()
 }
 
 // random returns any of the nodes, nil if there is none.

@@ -70,7 +70,7 @@ func TestTableAgainstAList(t *testing.T) {
 		target := near(r, tab.own, r.IntN(14))
 		want := slices.Clone(list)
 		slices.SortFunc(want, func(a, b *node) int { return compareDistance(target, a.id, b.id) })
-		limit := r.IntN(30)
+		limit := r.IntN(bucketSize + 1)
 		want = want[:min(limit, len(want))]
 		if got := tab.closest(target, limit); !slices.Equal(got, want) {
 			t.Fatalf("step %d: closest %d of %d differ", step, limit, len(list))

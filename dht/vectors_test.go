@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"omegatun/dht/compact"
 	"omegatun/dht/key"
@@ -211,20 +210,6 @@ func TestOtherVersionsAreRefused(t *testing.T) {
 				t.Errorf("request with first byte %#x is accepted", first)
 			}
 		}
-	}
-}
-
-func TestTokenRotationVector(t *testing.T) {
-	var v struct {
-		TokenRotation struct{ OldPrevious, OldCurrent, NewPrevious, NewCurrent hexBytes }
-	}
-	readVectors(t, "rpc.json", &v)
-	now := time.Unix(1000, 0)
-	r := v.TokenRotation
-	s := tokens{current: [32]byte(r.OldCurrent), previous: [32]byte(r.OldPrevious), since: now}
-	s.advance(now.Add(tokenLife))
-	if s.current != [32]byte(r.NewCurrent) || s.previous != [32]byte(r.NewPrevious) {
-		t.Errorf("after rotation: %x, %x", s.current, s.previous)
 	}
 }
 
