@@ -6,8 +6,10 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -42,79 +44,72 @@ func request(kind string, seed uint16) []byte {
 	return q
 }
 
-// client asks the node at to, again for each answer. Its methods are called by the hub alone, but for start.
-type client struct {
-	conn    *udp.Conn
-	kind    string
-	to      netip.AddrPort
-	seed    uint16
-	q       [][]byte
-	tos     []netip.AddrPort
-	answers *atomic.Int64
-}
-
-func (c *client) ask(count int) {
-	for range count {
-		c.seed++
-		c.q, c.tos = append(c.q, request(c.kind, c.seed)), append(c.tos, c.to)
-	}
-	_ = c.conn.SendTo(c.q, c.tos) // what is lost is asked again
-	c.q, c.tos = c.q[:0], c.tos[:0]
-}
-
-func (c *client) answered(_ *udp.Conn, b *udp.Batch) {
-	c.answers.Add(int64(b.Len()))
-	c.ask(b.Len())
-}
-
-// load asks the node at port for d, and prints how often it answered. It does so with plain datagrams: no trains.
+// load asks the node at port for d, and prints how often it answered. Nothing of the module is in it: a socket and a goroutine
+// for each client, and a system call for each datagram.
 func load(port uint16, kind string, p pattern, d time.Duration) error {
 	to := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port)
+	end := time.Now().Add(d)
 	var answers atomic.Int64
-	for end := time.Now().Add(d); time.Now().Before(end); {
-		// A generation of clients lasts until so much was lost that nothing moves any more.
-		g, err := udp.NewHub()
+	var wg sync.WaitGroup
+	for i := range p.Clients {
+		c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(to.Addr(), 0)))
 		if err != nil {
 			return err
 		}
-		for i := range p.Clients {
-			c := &client{kind: kind, to: to, seed: uint16(i * 1009), answers: &answers}
-			first := make(chan struct{})
-			c.conn, err = g.Listen(udp.Config{Addr: netip.AddrPortFrom(to.Addr(), 0), NoOffload: true}, func(s *udp.Conn, b *udp.Batch) {
-				<-first
-				c.answered(s, b)
-			})
-			if err != nil {
-				return err
-			}
-			c.ask(p.Window)
-			close(first)
-		}
-		for last := int64(-1); time.Now().Before(end) && answers.Load() != last; {
-			last = answers.Load()
-			time.Sleep(min(200*time.Millisecond, time.Until(end)))
-		}
-		if err := g.Close(); err != nil {
-			return err
-		}
+		wg.Go(func() {
+			defer func() { _ = c.Close() }()
+			client{c, kind, to, uint16(i * 1009)}.run(p.Window, end, &answers)
+		})
 	}
+	wg.Wait()
 	return json.NewEncoder(os.Stdout).Encode(map[string]int64{"answers": answers.Load()})
 }
 
-// echo answers each datagram with one of the size of a PONG, and nothing else: what a node cannot do without.
-func echo() error {
+// client asks the node at to.
+type client struct {
+	conn *net.UDPConn
+	kind string
+	to   netip.AddrPort
+	seed uint16
+}
+
+// run has so many requests unanswered until end. What is lost is not asked again.
+func (c client) run(window int, end time.Time, answers *atomic.Int64) {
+	if err := c.conn.SetReadDeadline(end); err != nil {
+		return
+	}
+	buf := make([]byte, 2048)
+	for asked := 0; ; asked++ {
+		if asked >= window {
+			if _, _, err := c.conn.ReadFromUDPAddrPort(buf); err != nil {
+				return
+			}
+			answers.Add(1)
+		}
+		c.seed++
+		if _, err := c.conn.WriteToUDPAddrPort(request(c.kind, c.seed), c.to); err != nil {
+			return
+		}
+	}
+}
+
+// echoSizes are those of the answers that dhtcost's nodes give.
+var echoSizes = map[string]int{"ping": 42, "find_node": 42 + 1 + 20*6, "find_peer": 42 + 32 + 1 + 20*6}
+
+// echo answers each datagram with one of so many bytes, and nothing else: what a node cannot do without.
+func echo(size int) error {
 	g, err := udp.NewHub()
 	if err != nil {
 		return err
 	}
 	var b [][]byte
 	var to []netip.AddrPort
-	pong := make([]byte, 42)
+	answer := make([]byte, size)
 	c, err := g.Listen(udp.Config{Addr: netip.MustParseAddrPort("127.0.0.1:0")}, func(c *udp.Conn, in *udp.Batch) {
 		b, to = b[:0], to[:0]
 		for i := range in.Len() {
 			_, from := in.Datagram(i)
-			b, to = append(b, pong), append(to, from)
+			b, to = append(b, answer), append(to, from)
 		}
 		_ = c.SendTo(b, to) // whoever does not get it asks again
 	})

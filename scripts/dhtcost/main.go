@@ -7,7 +7,7 @@
 //	go run ./scripts/dhtcost -nodes 200    # five minutes
 //
 // What is measured is the command omegatun node, as it is built here, and a few lines of JavaScript that do the same
-// (nodes.js). Both are asked the same by the same program, on another core, and both are looked at from outside: by /proc,
+// (nodes.js). Both are asked the same by the same program with plain sockets, on another core, and both are looked at from outside: by /proc,
 // and by the counters of a network namespace in which there is nothing else. It needs root or user namespaces; and node, and
 // takes hyperdht from scripts/interop/node_modules, or has npm install it into a temporary folder.
 package main
@@ -51,8 +51,8 @@ type answer struct {
 	User      float64 `json:"user_us"` // of it, outside the kernel
 }
 
-// patterns are how requests come: few of many clients each, as in a network, and many of one.
-var patterns = []pattern{{64, 2}, {1, 128}}
+// patterns are how requests come: few of many clients each, as in a network, many of few, and one at a time.
+var patterns = []pattern{{64, 2}, {8, 16}, {1, 128}, {1, 1}}
 
 // workers is how many nodes there are while one of them answers.
 const workers = 30
@@ -382,12 +382,16 @@ func inside(program string, count int, idle, busy time.Duration) (all []cost, er
 		}
 		all = append(all, r)
 	}
-	kernel := implementation{"kernel", func(int) []string { return []string{self(), "-echo"} }}
-	r := cost{Name: kernel.name}
-	if r.Answers, err = kernel.work(1, kinds[:1], busy); err != nil {
-		return nil, err
+	kernel := cost{Name: "kernel"}
+	for _, kind := range kinds {
+		im := implementation{kernel.Name, func(int) []string { return []string{self(), "-echo", strconv.Itoa(echoSizes[kind])} }}
+		answers, err := im.work(1, []string{kind}, busy)
+		if err != nil {
+			return nil, err
+		}
+		kernel.Answers = append(kernel.Answers, answers...)
 	}
-	return append(all, r), nil
+	return append(all, kernel), nil
 }
 
 // table prints what was measured.
@@ -406,8 +410,10 @@ func table(all []cost) {
 			fmt.Printf("on one core, clients x requests in flight: %v\n", a.pattern)
 		}
 		row("  CPU us of a "+strings.ToUpper(a.Kind), a.CPU, b.CPU)
-		if i%len(kinds) == 0 {
-			fmt.Printf(" %8.1f", kernel.Answers[i/len(kinds)].CPU)
+		for _, k := range kernel.Answers {
+			if k.Kind == a.Kind && k.pattern == a.pattern {
+				fmt.Printf(" %8.1f", k.CPU)
+			}
 		}
 		fmt.Println()
 		line("    outside the kernel", a.User, b.User)
@@ -428,11 +434,11 @@ func run() error {
 	port := flag.Uint("port", 0, "where to")
 	clients := flag.Int("clients", 1, "from so many ports")
 	window := flag.Int("window", 1, "requests of each in flight")
-	echoes := flag.Bool("echo", false, "answer everything")
+	echoes := flag.Int("echo", 0, "answer everything with so many `bytes`")
 	flag.Parse()
 	switch {
-	case *echoes:
-		return echo()
+	case *echoes > 0:
+		return echo(*echoes)
 	case *loads != "":
 		return load(uint16(*port), *loads, pattern{*clients, *window}, *busy)
 	case *count < 2:
