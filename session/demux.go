@@ -24,7 +24,7 @@ const (
 // serve receives from a socket until it is closed, and hands each datagram to the part it belongs to.
 func (h *Host) serve(s Socket) {
 	burst := h.node.NewBurst()
-	in := inbound{host: h, burst: &burst}
+	in := inbound{host: h, burst: &burst, streams: h.mux.NewBurst()}
 	for {
 		batch, err := s.Receive()
 		if err != nil {
@@ -40,6 +40,7 @@ func (h *Host) serve(s Socket) {
 			h.dispatch(s, b, from, &in, now)
 		}
 		in.end()
+		in.streams.Flush()
 		burst.Flush()
 		if in.relayed != nil {
 			in.relayed.Flush()
@@ -66,7 +67,11 @@ func (h *Host) dispatch(s Socket, b []byte, from netip.AddrPort, in *inbound, no
 		h.tunnelled(s, b, from, in, now)
 	case b[0] == 0xff && b[1] == 1:
 		if (in.relayed == nil || !in.relayed.Add(s, b, from)) && !h.cameOverRelay(s, b, from, in, now) {
-			h.mux.Receive(s, b, from)
+			if in.streams != nil {
+				in.streams.Receive(s, b, from)
+			} else {
+				h.mux.Receive(s, b, from)
+			}
 		}
 	case (b[0] == 0x03 || b[0] == 0x13) && from.Addr().Is4():
 		if in.burst != nil {
@@ -185,6 +190,7 @@ type inbound struct {
 	index uint32 // that named the link
 
 	burst   *dht.Burst    // messages of the DHT; nil: they are handled one by one
+	streams *udx.Burst    // packets of streams; nil: they are handled one by one
 	relayed *relay.Batch  // packets that are relayed; nil: the Host is no relay
 	passing *relay.Server // whose packets these are; nil: as above
 }

@@ -136,11 +136,12 @@ func bareEnd(role string, bytes int64) error {
 }
 
 func receive(conn *udp.Conn, mux *udx.Mux) {
-	b := udp.NewBatch()
+	b, burst := udp.NewBatch(), mux.NewBurst()
 	for conn.Receive(b) == nil {
 		for i := range b.Len() {
 			d, from := b.Datagram(i)
-			mux.Receive(conn, d, from)
+			burst.Receive(conn, d, from)
 		}
+		burst.Flush()
 	}
 }

@@ -96,28 +96,36 @@ func (m *Mux) Drain(ctx context.Context) error {
 // Receive handles one datagram, which arrived on s. It reports whether it was meant for a stream of this Mux, living
 // or lately closed: then nobody else should look at it. It does not keep b, may be called from several
 // goroutines at once, and does not wait: what is to be sent is sent by others. It calls the callbacks of the stream.
+// Datagrams that come together are cheaper through a [Burst].
 func (m *Mux) Receive(s Socket, b []byte, from netip.AddrPort) bool {
 	h, rest, err := ParseHeader(b)
 	if err != nil {
 		return false
 	}
 	from = unmap(from)
+	stream, known := m.find(s, h, from)
+	if stream != nil {
+		now := m.now()
+		stream.receive(now, s, h, rest, from)
+		stream.settle(now)
+	}
+	return known
+}
+
+// find returns the stream that a packet is meant for, nil if there is none or none any more: then it answers in its place.
+// known says that the packet is meant for one of either kind.
+func (m *Mux) find(s Socket, h Header, from netip.AddrPort) (stream *Stream, known bool) {
 	m.mu.RLock()
-	stream := m.streams[h.ID]
+	stream = m.streams[h.ID]
 	var gone lingering
-	var known bool
 	if stream == nil && len(m.linger.entries) > 0 {
 		gone, known = m.linger.entries[h.ID]
 	}
 	m.mu.RUnlock()
-	if stream != nil {
-		stream.receive(s, h, rest, from)
-		return true
-	}
 	if known {
 		gone.answer(s, h, from)
 	}
-	return known
+	return stream, known || stream != nil
 }
 
 // NewStream registers a stream, so that packets for it are seen from now on, and returns it unconnected.

@@ -212,6 +212,10 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 	if !ack.before(s.una) {
 		s.updateWindow(h)
 	}
+	if s.una == s.next && s.queue.len == 0 && len(blocks) == 0 && s.timer == timerNone && s.state == open {
+		s.full, s.cutShort = false, false
+		return // nothing is in flight, or about to be
+	}
 	before := s.flightCost
 	delivered := s.rate.delivered
 	var latest struct { // the packet that was sent last

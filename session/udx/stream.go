@@ -87,6 +87,8 @@ type Stream struct {
 
 	flushing bool // a goroutine is sending, and looks again before it ends
 
+	readable, writable bool // there is something to wake a reader, or the writers, for
+
 	timer   Timer   // calls tick; nil until needed
 	timerAt instant // zero: stopped
 

@@ -2,31 +2,54 @@ package udx
 
 import "net/netip"
 
-// receive handles a packet for the stream.
-func (s *Stream) receive(sock Socket, h Header, rest []byte, from netip.AddrPort) {
+// receive handles a packet for the stream. What it makes possible or due is left to settle. It reports whether the stream goes on.
+func (s *Stream) receive(now instant, sock Socket, h Header, rest []byte, from netip.AddrPort) bool {
 	s.mu.Lock()
 	if !s.knowsLocked(sock, from) && !s.finished {
 		s.mu.Unlock()
 		if from.Port() == 0 {
-			return
+			return true
 		}
 		if s.accept == nil || !s.accept(sock, from) {
 			if s.onStray != nil {
 				s.onStray(sock, from, strayMessage(h, rest))
 			}
-			return
+			return true
 		}
 		s.mu.Lock()
 	}
 	var message []byte
 	var deliver bool
 	if !s.finished {
-		s.heard = s.mux.now()
-		message, deliver = s.handleLocked(s.heard, h, rest)
+		s.heard = now
+		message, deliver = s.handleLocked(now, h, rest)
 	}
+	finished := s.finished
 	s.mu.Unlock()
 	if deliver && s.onMessage != nil {
 		s.onMessage(message)
+	}
+	return !finished
+}
+
+// settle wakes whoever waits for what packets have brought since the last time, and has sent what they made due.
+func (s *Stream) settle(now instant) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.readable {
+		s.readable = false
+		s.readers.wake.Signal()
+	}
+	if s.writable {
+		s.writable = false
+		s.writers.wake.Broadcast()
+	}
+	switch {
+	case s.finished:
+	case s.dueLocked(now):
+		s.wakeLocked()
+	default:
+		s.setTimerLocked(now)
 	}
 }
 
@@ -42,7 +65,6 @@ func strayMessage(h Header, rest []byte) []byte {
 func (s *Stream) handleLocked(now instant, h Header, rest []byte) (message []byte, deliver bool) {
 	if h.Flags&FlagHeartbeat != 0 {
 		s.acks.demand(now)
-		s.wakeLocked()
 		return nil, false
 	}
 	if int(h.Offset) > len(rest) {
@@ -63,14 +85,8 @@ func (s *Stream) handleLocked(now instant, h Header, rest []byte) (message []byt
 	}
 
 	s.acknowledgeLocked(now, h, rest)
-	switch {
-	case s.finished:
-	case s.sender.ended && s.assembly.ended:
+	if s.sender.ended && s.assembly.ended {
 		s.finishLocked(nil)
-	case s.dueLocked(now):
-		s.wakeLocked()
-	default:
-		s.setTimerLocked(now)
 	}
 	return message, deliver
 }
@@ -90,7 +106,7 @@ func (s *Stream) acknowledgeLocked(now instant, h Header, rest []byte) {
 			s.closeBy = now.add(closeProgress)
 		}
 		if d.room() >= writeAhead/4 {
-			s.writers.wake.Broadcast()
+			s.writable = true
 		}
 	}
 	if d.ended && !wasEnded && !s.assembly.ended {
@@ -123,7 +139,7 @@ func (s *Stream) takeLocked(now instant, q seq, flags Flags, payload []byte) {
 	}
 	s.acks.received(now, what != inOrder || flags&FlagEnd != 0, len(s.assembly.ranges) > manyHoles && flags&FlagEnd == 0)
 	if s.assembly.buf.len > waiting || s.assembly.ended != ended {
-		s.readers.wake.Signal()
+		s.readable = true
 	}
 }
 
