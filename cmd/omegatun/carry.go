@@ -8,6 +8,8 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+
+	"omegatun/session/secretstream"
 )
 
 const (
@@ -66,6 +68,12 @@ func carry(ctx context.Context, stream, tcp halfCloser) error {
 
 // carryOne copies from one to the other until it ends, and passes the end on.
 func carryOne(to, from halfCloser) error {
+	if s, ok := from.(*secretstream.Conn); ok {
+		if _, err := s.WriteTo(to); err != nil { // it has a buffer of its own
+			return err
+		}
+		return to.CloseWrite()
+	}
 	b := make([]byte, firstCarryBuffer)
 	for {
 		n, err := from.Read(b)

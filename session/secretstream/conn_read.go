@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 )
 
@@ -12,6 +13,9 @@ const (
 	firstBuffer = 1 << 10  // the read buffer to begin with: idle streams are many
 	bulkBuffer  = 64 << 10 // how far it grows because much arrives; one long message may need more
 	maxEmpty    = 100      // reads of nothing in a row before the transport is found broken
+
+	gatherBelow = 4 << 10 // messages of less are gathered by WriteTo
+	gatherMost  = 16 << 10
 )
 
 // reader is the incoming direction.
@@ -41,7 +45,7 @@ func (c *Conn) Read(b []byte) (n int, err error) {
 	defer r.mu.Unlock()
 	for n < len(b) {
 		if len(r.message) == 0 {
-			if n > 0 && !r.frameBuffered() {
+			if n > 0 && !r.messageBuffered() {
 				break // would have to wait
 			}
 			if r.message, err = c.messageLocked(); err != nil {
@@ -70,6 +74,47 @@ func (c *Conn) ReadMessage() ([]byte, error) {
 		return m, nil
 	}
 	return c.messageLocked()
+}
+
+// WriteTo writes what the peer sends to w until the peer ends its direction, and returns how many bytes that was: long messages
+// from where they were opened, without a copy, and short ones that have arrived together at once. The errors are w's and those of
+// Read; at the end there is none. Other reads wait until it returns.
+func (c *Conn) WriteTo(w io.Writer) (n int64, err error) {
+	r := &c.reader
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var gathered []byte
+	for {
+		b := r.message
+		r.message = nil
+		if len(b) == 0 {
+			b, err = c.messageLocked()
+		}
+		if err == nil && len(b) < gatherBelow && r.messageBuffered() {
+			gathered = append(slices.Grow(gathered[:0], gatherMost), b...)
+			for err == nil && r.messageBuffered() && len(gathered)+r.frameLength() <= gatherMost {
+				if b, err = c.messageLocked(); err == nil {
+					gathered = append(gathered, b...)
+				}
+			}
+			b = gathered
+		}
+		if len(b) > 0 {
+			m, e := w.Write(b)
+			if n += int64(m); e == nil && m < len(b) {
+				e = io.ErrShortWrite
+			}
+			if e != nil {
+				return n, e
+			}
+		}
+		switch {
+		case errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
+			return n, nil
+		case err != nil:
+			return n, err
+		}
+	}
 }
 
 // messageLocked returns the next message that is not empty. It aliases the buffer.
@@ -124,9 +169,9 @@ func (c *Conn) readFailedLocked(err error) error {
 	return err
 }
 
-// frameBuffered reports whether the next frame has arrived whole.
-func (r *reader) frameBuffered() bool {
-	return r.end-r.start >= lengthSize && r.end-r.start >= lengthSize+r.frameLength()
+// messageBuffered reports whether a frame has arrived whole, and is not empty: after an empty one messageLocked would wait.
+func (r *reader) messageBuffered() bool {
+	return r.end-r.start >= lengthSize && r.frameLength() > overhead && r.end-r.start >= lengthSize+r.frameLength()
 }
 
 func (r *reader) frameLength() int {

@@ -273,6 +273,129 @@ func TestReadAndReadMessageMayBeMixed(t *testing.T) {
 	}
 }
 
+// A keepalive behind a message must not make Read wait for what comes after it.
+func TestReadDoesNotWaitBehindAKeepAlive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := connect(t, nil)
+		together(t, a, b, []byte("one"), nil)
+		began := time.Now()
+		if err := b.SetReadDeadline(began.Add(time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, 100)
+		n, err := b.Read(buf)
+		if waited := time.Since(began); err != nil || string(buf[:n]) != "one" || waited > 0 {
+			t.Errorf("%q, %v after %v, want the message before the keepalive at once", buf[:n], err, waited)
+		}
+	})
+}
+
+// together has messages arrive at b at once.
+func together(t *testing.T, a, b *Conn, messages ...[]byte) {
+	t.Helper()
+	if err := b.Begin(); err != nil {
+		t.Fatal(err)
+	}
+	a.writer.mu.Lock() // the first frame has been written
+	for _, m := range messages {
+		a.writer.appendLocked(m)
+	}
+	go func() {
+		defer a.writer.mu.Unlock()
+		if err := a.flushLocked(); err != nil {
+			t.Errorf("flush: %v", err)
+		}
+	}()
+}
+
+// pieces is a writer that keeps what each Write brings.
+type pieces struct {
+	all   []byte
+	sizes []int
+	limit int // fails with errFull beyond
+}
+
+var errFull = errors.New("full")
+
+func (p *pieces) Write(b []byte) (int, error) {
+	if p.limit > 0 && len(p.all)+len(b) > p.limit {
+		return 0, errFull
+	}
+	p.all = append(p.all, b...)
+	p.sizes = append(p.sizes, len(b))
+	return len(b), nil
+}
+
+func TestWriteToHandsOverAllThatComes(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	var messages [][]byte
+	for _, n := range []int{1, 100_000, 10, 20, 30, 0, 40, 50_000, gatherBelow - 1, gatherMost - gatherBelow, 1, 32 << 10, 5} {
+		m := make([]byte, n)
+		for i := range m {
+			m[i] = byte(random.Uint32())
+		}
+		messages = append(messages, m)
+	}
+	want := bytes.Join(messages, nil)
+	for _, tt := range []struct {
+		name  string
+		first int // bytes that Read takes before
+		limit int // of what the writer takes
+		err   error
+	}{
+		{"all", 0, 0, nil},
+		{"what Read has left", 50_000, 0, nil},
+		{"the writer's error", 0, 120_000, errFull},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			a, b := connect(t, nil)
+			writes(t, a, messages...)
+			first := make([]byte, tt.first)
+			if _, err := io.ReadFull(b, first); err != nil {
+				t.Fatal(err)
+			}
+			p := pieces{limit: tt.limit}
+			n, err := b.WriteTo(&p)
+			if !errors.Is(err, tt.err) || n != int64(len(p.all)) {
+				t.Errorf("%d bytes, %v, want %v and %d", n, err, tt.err, len(p.all))
+			}
+			got := append(first, p.all...)
+			if tt.err == nil && !bytes.Equal(got, want) || !bytes.HasPrefix(want, got) {
+				t.Errorf("%d bytes in writes of %d, want %d", len(got), p.sizes, len(want))
+			}
+			if tt.err != nil { // let the other side finish
+				if _, err := io.Copy(io.Discard, struct{ io.Reader }{b}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	t.Run("gathered", func(t *testing.T) {
+		a, b := connect(t, nil)
+		together(t, a, b, slices.Repeat([][]byte{make([]byte, 100)}, 100)...)
+		writes(t, a)
+		var p pieces
+		if n, err := b.WriteTo(&p); err != nil || n != 10_000 || len(p.sizes) > 30 {
+			t.Errorf("%d bytes in %d writes, %v, want 10000 in few", n, len(p.sizes), err)
+		}
+	})
+	t.Run("broken", func(t *testing.T) {
+		a, b := connect(t, nil)
+		writes(t, a, []byte("whole"))
+		r := &b.reader
+		var p pieces
+		if _, err := b.Read(make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		r.mu.Lock()
+		r.err = ErrAuth
+		r.mu.Unlock()
+		if n, err := b.WriteTo(&p); !errors.Is(err, ErrAuth) || string(p.all) != "hole" || n != 4 {
+			t.Errorf("%d bytes, %q, %v, want what was there and ErrAuth", n, p.all, err)
+		}
+	})
+}
+
 func TestConnKnowsWhoIsThere(t *testing.T) {
 	a, b := connect(t, nil)
 	if a.RemoteKey() != b.LocalKey() || a.LocalKey() != b.RemoteKey() || a.LocalKey() == b.LocalKey() {
