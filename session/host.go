@@ -190,7 +190,8 @@ func New(cfg Config) (*Host, error) {
 	}
 
 	var err error
-	if h.server, err = h.listenServer(); err != nil {
+	listen := func(port uint16) (Socket, error) { return h.network.Listen(netip.AddrPortFrom(h.cfg.Addr, port)) }
+	if h.server, err = listenPort(listen, h.cfg.Port); err != nil {
 		return nil, err
 	}
 	if h.client, err = h.network.Listen(netip.AddrPortFrom(h.cfg.Addr, 0)); err != nil {
@@ -221,18 +222,6 @@ func New(cfg Config) (*Host, error) {
 	h.warnIPv6Only()
 	h.wg.Go(h.maintain)
 	return h, nil
-}
-
-func (h *Host) listenServer() (Socket, error) {
-	if h.cfg.Port != 0 {
-		return h.network.Listen(netip.AddrPortFrom(h.cfg.Addr, h.cfg.Port))
-	}
-	for i := range uint16(5) {
-		if s, err := h.network.Listen(netip.AddrPortFrom(h.cfg.Addr, DefaultPort+i)); err == nil {
-			return s, nil
-		}
-	}
-	return h.network.Listen(netip.AddrPortFrom(h.cfg.Addr, 0))
 }
 
 // listenIPv6 opens the socket for IPv6, at the server's port if that is free, and returns nil if there is to be none.
