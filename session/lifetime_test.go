@@ -149,3 +149,34 @@ func TestEachMessageOfARelayedPathIsHeard(t *testing.T) {
 		}
 	})
 }
+
+// A path that dies after the clock was set back is found dead as soon as any other.
+func TestDeadPathIsNoticedThoughTheClockWasSetBack(t *testing.T) {
+	for _, busy := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
+			ha, hb, natA, _ := w.homes()
+			a, b := w.end(ha, keyOf("b")), w.end(hb, keyOf("a"))
+			b.listen(t)
+			a.Peer(b.public()).Connect()
+			a.connected(t, b.public())
+			if busy {
+				exchange(t, a, b)
+			}
+			time.Sleep(time.Second)
+			natA.Cut(true)
+			l := a.Peer(b.public()).cur.Load()
+			ahead := time.Now().Add(1000 * time.Hour).UnixNano() // as it was noted by the clock before
+			l.heard.Store(ahead)
+			l.cur.Load().heard.Store(ahead)
+			if busy {
+				l.sent.Store(ahead)
+				l.received.Store(ahead)
+			}
+			time.Sleep(40 * time.Second)
+			if l.healthy() {
+				t.Errorf("busy %v: a path that has been dead for 40 s counts as healthy", busy)
+			}
+		})
+	}
+}

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"sync/atomic"
 	"time"
 )
 
@@ -14,6 +15,7 @@ func (l *link) maintain(now time.Time) {
 	var due []probe
 	var doubted, lost, close bool
 	l.mu.Lock()
+	l.notAheadLocked(r, now)
 	heard := time.Unix(0, r.heard.Load())
 	if !l.unheard.IsZero() && heard.After(l.unheard) {
 		l.unheard, l.suspect, l.checked = time.Time{}, false, false
@@ -87,6 +89,24 @@ func (l *link) maintain(now time.Time) {
 		l.close(ErrKeysExpired)
 	case close:
 		l.close(ErrNotConnected)
+	}
+}
+
+// notAheadLocked sets what is noted as later than now to now: the clock has been set back, perhaps by years, and until it is
+// as late again a path that has died would seem to live. l.mu is held.
+func (l *link) notAheadLocked(r *route, now time.Time) {
+	limit := now.UnixNano()
+	clamp := func(t *atomic.Int64) {
+		if t.Load() > limit {
+			t.Store(limit)
+		}
+	}
+	clamp(&l.heard)
+	clamp(&l.received)
+	clamp(&l.sent)
+	clamp(&r.heard)
+	for _, c := range l.prober.cands {
+		clamp(&c.route.heard)
 	}
 }
 
