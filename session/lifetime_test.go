@@ -1,8 +1,11 @@
 package session
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -179,4 +182,33 @@ func TestDeadPathIsNoticedThoughTheClockWasSetBack(t *testing.T) {
 			}
 		})
 	}
+}
+
+// However many relays callers name, only so many are called at once.
+func TestRelaysCalledAtOnceAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
+		ha, _, _, _ := w.homes()
+		a := w.end(ha)
+		var refused int
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		for i := range 2 * maxRelayConns {
+			wg.Go(func() {
+				if _, err := a.useRelay(ctx, keyOf(fmt.Sprint("relay ", i))); errors.Is(err, errRelays) {
+					refused++
+				}
+			})
+			synctest.Wait()
+		}
+		cancel()
+		wg.Wait()
+		if refused != maxRelayConns {
+			t.Errorf("%d of %d were refused, want %d", refused, 2*maxRelayConns, maxRelayConns)
+		}
+		time.Sleep(time.Minute)
+		if _, err := a.useRelay(t.Context(), keyOf("relay")); errors.Is(err, errRelays) {
+			t.Error("there is no room again")
+		}
+	})
 }

@@ -35,9 +35,14 @@ const (
 	callerDelay  = 50 * time.Millisecond
 	dialledDelay = 85 * time.Millisecond
 	directDelay  = time.Second
+	// maxRelayConns bounds the relays that there is a connection to, or that are being called: callers name them.
+	maxRelayConns = 64
 	// upgradeTrial is how long a plain stream keeps its relay after it has moved to a direct path.
 	upgradeTrial = 4 * time.Second
 )
+
+// errRelays reports that maxRelayConns relays are in use.
+var errRelays = errors.New("session: too many relays at once")
 
 // relayed is one agreement to meet at a relay.
 type relayed struct {
@@ -328,7 +333,12 @@ func (h *Host) useRelay(ctx context.Context, via key.Public) (*relayConn, error)
 		return nil, ErrClosed
 	}
 	c := h.relayConns[via]
-	if c == nil || c.broken() {
+	switch {
+	case c != nil && !c.broken():
+	case c == nil && len(h.relayConns) >= maxRelayConns:
+		h.mu.Unlock()
+		return nil, errRelays
+	default:
 		c = &relayConn{via: via, ready: make(chan struct{})}
 		h.relayConns[via] = c
 		h.wg.Go(func() { h.connectRelay(c) })
