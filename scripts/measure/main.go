@@ -10,7 +10,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -63,11 +62,12 @@ type options struct {
 	svg      string
 	omegatun []string // further arguments
 	prefix   []string // words before it
+	tcp      string   // congestion control of the traffic; empty: the system's
 }
 
 func run() error {
 	var o options
-	var systems, omegatun string
+	var systems, omegatun, merge string
 	flag.StringVar(&o.bin, "bin", "", "`folder` with the programs to measure")
 	flag.StringVar(&systems, "systems", "veth,omegatun,wireguard-go", "what to measure, separated by commas")
 	flag.IntVar(&o.rounds, "rounds", 7, "rounds")
@@ -78,10 +78,19 @@ func run() error {
 	flag.StringVar(&o.json, "json", "", "write all figures to this `file`")
 	flag.StringVar(&o.svg, "svg", "", "draw the medians into this `file`")
 	flag.StringVar(&omegatun, "args", "", "further arguments for omegatun up")
+	flag.StringVar(&o.tcp, "tcp", "", "congestion `control` of the TCP flows; empty: the system's")
+	flag.StringVar(&merge, "merge", "", "`files` of earlier runs, separated by commas: report on all of their rounds, and measure nothing")
 	prefix := flag.String("prefix", "", "words before omegatun up, such as \"nice -n -10\"")
 	flag.Parse()
 	o.prefix = strings.Fields(*prefix)
 	o.systems, o.omegatun = strings.Split(systems, ","), strings.Fields(omegatun)
+	if merge != "" {
+		report, err := mergeFiles(strings.Split(merge, ","))
+		if err != nil {
+			return err
+		}
+		return report.publish(&o)
+	}
 	if err := netlab.Enter(); err != nil {
 		return err
 	}
@@ -116,20 +125,7 @@ func run() error {
 	}
 	report := newReport(&o, results)
 	report.Missing = missing
-	report.print(os.Stdout)
-	if o.json != "" {
-		b, err := json.MarshalIndent(report, "", "  ")
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(o.json, append(b, '\n'), 0o644); err != nil {
-			return err
-		}
-	}
-	if o.svg != "" {
-		return os.WriteFile(o.svg, report.svg(), 0o644)
-	}
-	return nil
+	return report.publish(&o)
 }
 
 // measure starts one system in a lab of its own and takes its figures.

@@ -4,6 +4,8 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"html"
 	"io"
@@ -46,6 +48,9 @@ var columns = []column{
 	{"binary_mib", "bin MiB", "%.1f", false, ""},
 }
 
+// schema is the version of what is stored.
+const schema = 1
+
 // report is what is stored.
 type report struct {
 	Schema  int                  `json:"schema"`
@@ -62,13 +67,26 @@ type report struct {
 
 func newReport(o *options, all map[string][]figures) *report {
 	r := &report{
-		Schema: 1, Date: time.Now().UTC().Format(time.DateOnly), Machine: machine(), Cable: "veth", Rounds: o.rounds,
-		Order: o.systems, Median: make(map[string]figures), Size: make(map[string]int64), All: all,
+		Schema: schema, Date: time.Now().UTC().Format(time.DateOnly), Machine: machine(o.tcp), Cable: "veth",
+		Order: o.systems, Size: make(map[string]int64), All: all,
 	}
 	if o.plain {
 		r.Cable = "veth without offloads"
 	}
-	for name, rounds := range all {
+	for name := range all {
+		if info, err := os.Stat(filepath.Join(o.bin, program(name))); err == nil {
+			r.Size[name] = info.Size()
+		}
+	}
+	r.summarize()
+	return r
+}
+
+// summarize counts the rounds and takes the medians.
+func (r *report) summarize() {
+	r.Rounds, r.Median = 0, make(map[string]figures)
+	for name, rounds := range r.All {
+		r.Rounds = max(r.Rounds, len(rounds))
 		values := make(map[string][]float64)
 		for _, f := range rounds {
 			for k, v := range f {
@@ -83,12 +101,77 @@ func newReport(o *options, all map[string][]figures) *report {
 		for k, v := range values {
 			r.Median[name][k] = quantile(v, 0.5)
 		}
-		if info, err := os.Stat(filepath.Join(o.bin, program(name))); err == nil {
-			r.Size[name] = info.Size()
-			r.Median[name]["binary_mib"] = float64(info.Size()) / (1 << 20)
+		if size := r.Size[name]; size != 0 {
+			r.Median[name]["binary_mib"] = float64(size) / (1 << 20)
 		}
 	}
-	return r
+}
+
+// mergeFiles returns the report on all rounds that the files tell of.
+func mergeFiles(names []string) (*report, error) {
+	var list []*report
+	for _, name := range names {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			return nil, err
+		}
+		r := new(report)
+		if err := json.Unmarshal(b, r); err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		list = append(list, r)
+	}
+	return merge(list)
+}
+
+// merge returns the report on the rounds of all. They must have been made on one machine, over the same kind of cable, and with the
+// same programs.
+func merge(list []*report) (*report, error) {
+	if len(list) == 0 {
+		return nil, errors.New("nothing to merge")
+	}
+	all := &report{
+		Schema: schema, Machine: list[0].Machine, Cable: list[0].Cable,
+		Size: make(map[string]int64), Missing: make(map[string]string), All: make(map[string][]figures),
+	}
+	for _, r := range list {
+		if r.Schema != schema || r.Machine != all.Machine || r.Cable != all.Cable {
+			return nil, fmt.Errorf("these are different things: schema %d, %s, %s; and schema %d, %s, %s",
+				schema, all.Machine, all.Cable, r.Schema, r.Machine, r.Cable)
+		}
+		all.Date = max(all.Date, r.Date)
+		for _, name := range r.Order {
+			if size, known := all.Size[name]; known && size != r.Size[name] {
+				return nil, fmt.Errorf("%s is another program in some of the rounds", name)
+			}
+			all.Size[name] = r.Size[name]
+			if !slices.Contains(all.Order, name) {
+				all.Order = append(all.Order, name)
+			}
+			all.All[name] = append(all.All[name], r.All[name]...)
+		}
+		maps.Copy(all.Missing, r.Missing)
+	}
+	all.summarize()
+	return all, nil
+}
+
+// publish prints the report, and writes the files that were asked for.
+func (r *report) publish(o *options) error {
+	r.print(os.Stdout)
+	if o.json != "" {
+		b, err := json.MarshalIndent(r, "", "  ")
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(o.json, append(b, '\n'), 0o644); err != nil {
+			return err
+		}
+	}
+	if o.svg != "" {
+		return os.WriteFile(o.svg, r.svg(), 0o644)
+	}
+	return nil
 }
 
 // program returns the file that a system runs.
@@ -102,14 +185,18 @@ func program(system string) string {
 	return system
 }
 
-func machine() string {
+// machine describes the machine, and how TCP is controlled: as tcp says, or else as on the machine.
+func machine(tcp string) string {
 	var u unix.Utsname
 	if unix.Uname(&u) != nil {
 		return runtime.GOARCH
 	}
-	control, _ := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control") // namespaces begin with that of the machine
+	if tcp == "" {
+		control, _ := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control") // namespaces begin with that of the machine
+		tcp = strings.TrimSpace(string(control))
+	}
 	return fmt.Sprintf("%d processors, %s, Linux %s, TCP with %s", runtime.NumCPU(), runtime.GOARCH,
-		unix.ByteSliceToString(u.Release[:]), strings.TrimSpace(string(control)))
+		unix.ByteSliceToString(u.Release[:]), tcp)
 }
 
 // reference is what ratios are taken to.

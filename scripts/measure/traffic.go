@@ -168,6 +168,9 @@ func (b *bed) iperf(ctx context.Context, args ...string) (gbits, bytes, retransm
 
 func (b *bed) iperfOnce(ctx context.Context, args ...string) (gbits, bytes, retransmits float64, err error) {
 	all := []string{"iperf3", "-c", b.to.String(), "-B", b.from.String(), "-J", "-t", strconv.Itoa(b.o.seconds)}
+	if b.o.tcp != "" {
+		all = append(all, "-C", b.o.tcp)
+	}
 	var out strings.Builder
 	p, err := b.a.Start(netlab.Cmd{Args: append(all, args...), Stdout: &out})
 	if err != nil {
@@ -177,6 +180,11 @@ func (b *bed) iperfOnce(ctx context.Context, args ...string) (gbits, bytes, retr
 		p.Kill()
 		return 0, 0, 0, err
 	}
+	return parseIperf([]byte(out.String()))
+}
+
+// parseIperf returns what iperf3 -J says of all flows together.
+func parseIperf(b []byte) (gbits, bytes, retransmits float64, err error) {
 	var result struct {
 		Error string
 		End   struct {
@@ -187,10 +195,16 @@ func (b *bed) iperfOnce(ctx context.Context, args ...string) (gbits, bytes, retr
 			} `json:"sum_received"`
 		}
 	}
-	if err := json.Unmarshal([]byte(out.String()), &result); err != nil || result.Error != "" {
-		return 0, 0, 0, fmt.Errorf("iperf3: %q, %v", result.Error, err)
+	if err := json.Unmarshal(b, &result); err != nil {
+		return 0, 0, 0, fmt.Errorf("iperf3: %w", err)
 	}
 	r := result.End.Received
+	switch {
+	case result.Error != "":
+		return 0, 0, 0, fmt.Errorf("iperf3: %s", result.Error)
+	case r.Bytes <= 0 || r.BitsPerSecond <= 0:
+		return 0, 0, 0, errors.New("iperf3: nothing was received")
+	}
 	return r.BitsPerSecond / 1e9, r.Bytes, result.End.Sent.Retransmits, nil
 }
 
@@ -209,8 +223,12 @@ func (b *bed) ping(ctx context.Context, count int) ([]float64, error) {
 		p.Kill()
 		return nil, err
 	}
-	var times []float64
-	for _, m := range pingTime.FindAllStringSubmatch(out.String(), -1) {
+	return parsePings(out.String(), count)
+}
+
+// parsePings returns the times of the replies that ping lists, and a second for each of count that has none.
+func parsePings(out string, count int) (times []float64, err error) {
+	for _, m := range pingTime.FindAllStringSubmatch(out, -1) {
 		v, err := strconv.ParseFloat(m[1], 64)
 		if err != nil {
 			return nil, err
