@@ -81,14 +81,17 @@ func newMerger(q *queue) *merger {
 func (q *queue) WriteLarge(bufs [][]byte, offset int, unfinished []bool) (int, error) {
 	m := q.mergers.Get().(*merger)
 	m.offset, m.err, m.failed = offset, nil, 0
+	bytes := 0
 	for start := 0; start < len(bufs); start += batchBuffers {
 		end := min(start+batchBuffers, len(bufs))
 		m.bufs = bufs[start:end]
-		for i := range m.bufs {
+		for i, b := range m.bufs {
+			bytes += len(b) - offset
 			m.add(i, unfinished != nil && unfinished[start+i])
 		}
 		m.flush()
 	}
+	q.written.Add(int64(bytes))
 	err, failed := m.err, m.failed
 	m.bufs, m.err = nil, nil
 	clear(m.iovecs[:]) // do not keep the caller's memory

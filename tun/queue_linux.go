@@ -38,6 +38,7 @@ type queue struct {
 	merged   atomic.Bool  // a merged write has succeeded since the last failure
 	failures atomic.Int32 // merged writes that failed with EINVAL in a row
 	mergers  sync.Pool    // of *merger
+	written  atomic.Int64 // bytes of packets since fill has looked
 
 	mu     sync.Mutex // guards the fields below
 	arena  []byte
@@ -133,7 +134,8 @@ func (q *queue) fill() error {
 	if !q.left.IsZero() {
 		q.part.adapt(now.Sub(q.left))
 	}
-	if q.pace.Rest(now, q.count, !q.more) && q.spare {
+	bytes := q.used + int(q.written.Swap(0))
+	if q.pace.Rest(now, q.count, bytes, !q.more) && q.spare {
 		moderate.Nap(moderate.Sleep)
 		now = time.Now()
 	}

@@ -289,8 +289,8 @@ func (r *hubReceiver) receive(bell int) bool {
 		}
 		switch {
 		case !room:
-			r.pace.Rest(time.Now(), messages, room)
-		case messages > 0 && r.pace.Rest(time.Now(), messages, room):
+			r.pace.Rest(time.Now(), messages, 0, room)
+		case messages > 0 && r.pace.Rest(time.Now(), messages, 0, room):
 			r.arm(bell, false)
 			moderate.Nap(moderate.Sleep)
 			if r.alone {
