@@ -32,7 +32,7 @@ const (
 	// round trips of a short path.
 	tailProbes = 3
 
-	probeLimit = 10 // zero window probes without any answer before the peer is taken for gone
+	probeLimit = 10 // zero window probes without any answer for giveUpAfter before the peer is taken for gone
 )
 
 type recoveryState uint8
@@ -100,7 +100,7 @@ type sender struct {
 	timerAt    instant
 	paceAt     instant // when the pacer lets more out; zero: it does not hold anything back
 	timeouts   int     // in a row
-	stuckSince instant // oldest of the packets in flight was sent, or something was acknowledged
+	stuckSince instant // oldest of the packets in flight was sent, or something was acknowledged, or a probe answered
 	tailOut    bool    // a tail probe was sent and nothing sampled since
 	tails      int     // how many
 	sendTail   bool    // the next packet is a tail probe
@@ -207,7 +207,7 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 		return
 	}
 	if s.probes > 0 {
-		s.probes = 1 // the peer lives
+		s.probes, s.stuckSince = 1, now // the peer lives
 	}
 	if !ack.before(s.una) {
 		s.updateWindow(h)
@@ -551,7 +551,7 @@ func (s *sender) tick(now instant) bool {
 		}
 		s.giveUpFlight(now)
 	case timerProbe:
-		if s.probes++; s.probes > probeLimit {
+		if s.probes++; s.probes > probeLimit && now.sub(s.stuckSince) >= giveUpAfter {
 			return false
 		}
 		s.sendProbe = true
@@ -669,7 +669,7 @@ func (s *sender) pick(now instant, more bool) *packet {
 				s.rate.limited(s.flightCost)
 			}
 			if s.peerWindow == 0 && s.flight.len == 0 && s.timer == timerNone {
-				s.probes, s.sendProbe = 1, true
+				s.probes, s.sendProbe, s.stuckSince = 1, true, now
 				s.timer, s.timerAt = timerProbe, now.add(s.rtt.rto())
 			}
 			return nil
