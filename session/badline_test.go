@@ -14,17 +14,22 @@ import (
 // connections may take.
 func badLines() []badLine {
 	return []badLine{
-		{"5 % loss", lab.Link{Loss: 0.05}, 2 * time.Second},
-		{"20 % loss", lab.Link{Loss: 0.2}, 5 * time.Second},
-		{"50 % loss", lab.Link{Loss: 0.5}, 30 * time.Second},
-		{"5 % loss in bursts of ten", lab.Link{Loss: 0.05, Burst: 10}, 2 * time.Second},
-		{"20 % loss in bursts of ten", lab.Link{Loss: 0.2, Burst: 10}, 5 * time.Second},
-		{"25 % overtaken", lab.Link{Latency: 20 * time.Millisecond, Jitter: 20 * time.Millisecond, Reorder: 0.25}, 2 * time.Second},
-		{"20 % twice", lab.Link{Duplicate: 0.2}, 2 * time.Second},
-		{"5 % damaged", lab.Link{Corrupt: 0.05}, 2 * time.Second},
-		{"some of everything", lab.Link{
+		{name: "5 % loss", link: lab.Link{Loss: 0.05}, connect: 2 * time.Second},
+		{name: "20 % loss", link: lab.Link{Loss: 0.2}, connect: 5 * time.Second},
+		{name: "50 % loss", link: lab.Link{Loss: 0.5}, connect: 30 * time.Second},
+		{name: "20 % loss on both sides", link: lab.Link{Loss: 0.2}, connect: 5 * time.Second, both: true},
+		{name: "50 % loss on both sides", link: lab.Link{Loss: 0.5}, connect: 30 * time.Second, both: true},
+		{name: "5 % loss in bursts of ten", link: lab.Link{Loss: 0.05, Burst: 10}, connect: 2 * time.Second},
+		{name: "20 % loss in bursts of ten", link: lab.Link{Loss: 0.2, Burst: 10}, connect: 5 * time.Second},
+		{
+			name: "25 % overtaken", connect: 2 * time.Second,
+			link: lab.Link{Latency: 20 * time.Millisecond, Jitter: 20 * time.Millisecond, Reorder: 0.25},
+		},
+		{name: "20 % twice", link: lab.Link{Duplicate: 0.2}, connect: 2 * time.Second},
+		{name: "5 % damaged", link: lab.Link{Corrupt: 0.05}, connect: 2 * time.Second},
+		{name: "some of everything", connect: 2 * time.Second, link: lab.Link{
 			Loss: 0.03, Burst: 3, Latency: 10 * time.Millisecond, Reorder: 0.1, Duplicate: 0.1, Corrupt: 0.02,
-		}, 2 * time.Second},
+		}},
 	}
 }
 
@@ -32,6 +37,15 @@ type badLine struct {
 	name    string
 	link    lab.Link
 	connect time.Duration
+	both    bool // sides have such a line, not one
+}
+
+// spoil gives the homes that line.
+func (l *badLine) spoil(natA, natB *lab.NAT) {
+	natA.SetLink(l.link)
+	if l.both {
+		natB.SetLink(l.link)
+	}
 }
 
 func TestConnectsOverBadLines(t *testing.T) {
@@ -45,10 +59,10 @@ func TestConnectsOverBadLines(t *testing.T) {
 			for seed := range tries {
 				synctest.Test(t, func(t *testing.T) {
 					w := newWorld(t, lab.Config{Seed: seed, Latency: 15 * time.Millisecond})
-					ha, hb, natA, _ := w.homes()
+					ha, hb, natA, natB := w.homes()
 					a, b := w.end(ha, keyOf("b")), w.end(hb, keyOf("a"))
 					b.listen(t)
-					natA.SetLink(row.link)
+					row.spoil(natA, natB)
 					began := time.Now()
 					a.Peer(b.public()).Connect()
 					a.connected(t, b.public())
@@ -86,13 +100,13 @@ func TestPathsAreSteadyOnBadLines(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					w := newWorld(t, lab.Config{Seed: seed, Latency: 15 * time.Millisecond})
 					w.relay("r", pubR)
-					ha, hb, natA, _ := w.behind(lab.Linux, lab.Linux)
+					ha, hb, natA, natB := w.behind(lab.Linux, lab.Linux)
 					a, b := w.through(ha, keyOf("b"), keyOf("r")), w.end(hb, keyOf("a"))
 					b.listen(t)
 					a.Peer(b.public()).Connect()
 					a.connected(t, b.public())
 					b.connected(t, a.public())
-					natA.SetLink(row.link)
+					row.spoil(natA, natB)
 					startFlow(t, a, b)
 					changes, last := 0, a.Peer(b.public()).Status().Path
 					const minutes = 5
@@ -102,7 +116,7 @@ func TestPathsAreSteadyOnBadLines(t *testing.T) {
 							changes, last = changes+1, now
 						}
 					}
-					t.Logf("%d changes of path in %d minutes", changes, minutes)
+					t.Logf("%s: %d changes of path in %d minutes", row.name, changes, minutes)
 					if changes > 2*minutes {
 						t.Errorf("%d changes of path in %d minutes", changes, minutes)
 					}

@@ -24,6 +24,11 @@ const (
 	nearHead  = 150 * time.Millisecond
 	relayHead = 100 * time.Millisecond
 	queryHead = 250 * time.Millisecond
+	// handshakeHead is how long an answer to a handshake is waited for before it is sent by way of the same relay again, handshakeCopies
+	// times in all, each with the DHT's own retries: with half of all packets lost on both sides one in sixteen is answered. The
+	// peer gives each copy the same answer.
+	handshakeHead   = 600 * time.Millisecond
+	handshakeCopies = 3
 	// handshakesAtOnce bounds the relays through which one attempt sends its handshake at the same time.
 	handshakesAtOnce = 2
 	// openTimeout bounds the search for a path after the handshake where no punching goes on: the reference waits
@@ -491,7 +496,7 @@ func (hs *handshaking) run(ctx context.Context, relays []netip.AddrPort) error {
 	for _, r := range hs.host.node.Keepers(hs.remote.Target(), handshakesAtOnce) {
 		if ctx.Err() == nil && (hs.needless == nil || !hs.needless()) && hs.claim(r) {
 			wg.Go(func() {
-				if hs.ask(guessing, hs.host.node.DefaultSocket().(Socket), r) == nil {
+				if hs.askAgain(guessing, hs.host.node.DefaultSocket().(Socket), r) == nil {
 					cancel()
 				}
 			})
@@ -563,7 +568,7 @@ func (hs *handshaking) try(ctx context.Context, sock Socket, relay netip.AddrPor
 	*hs.stage = StageHandshake
 	hs.mu.Unlock()
 	hs.account.step(StageHandshake, "sending our handshake by way of node %v", relay)
-	err := hs.ask(ctx, sock, relay)
+	err := hs.askAgain(ctx, sock, relay)
 	if err != nil && ctx.Err() == nil {
 		hs.account.step(StageHandshake, "no answer by way of node %v", relay)
 	}
@@ -571,6 +576,41 @@ func (hs *handshaking) try(ctx context.Context, sock Socket, relay netip.AddrPor
 }
 
 var errAnswered = errors.New("answered already")
+
+// askAgain is ask with handshakeCopies. It returns the error of the first if none is answered.
+func (hs *handshaking) askAgain(ctx context.Context, sock Socket, relay netip.AddrPort) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	results := make(chan error, handshakeCopies) // never blocks
+	sent, failed := 0, 0
+	next := time.NewTimer(0)
+	defer next.Stop()
+	var first error
+	for {
+		select {
+		case <-next.C:
+			if sent > 0 && hs.needless != nil && hs.needless() {
+				break
+			}
+			sent++
+			hs.host.wg.Go(func() { results <- hs.ask(ctx, sock, relay) })
+			if sent < handshakeCopies {
+				next.Reset(handshakeHead)
+			}
+		case err := <-results:
+			if err == nil || errors.Is(err, errAnswered) {
+				return err
+			}
+			if failed++; failed == 1 {
+				first = err
+				next.Stop()
+			}
+			if failed == sent {
+				return first
+			}
+		}
+	}
+}
 
 // ask sends the handshake from sock to one relay, or the peer itself. It returns nil if the answer is good, and the first that is.
 func (hs *handshaking) ask(ctx context.Context, sock Socket, relay netip.AddrPort) error {

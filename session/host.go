@@ -284,6 +284,7 @@ func (h *Host) NetworkChanged() {
 	h.lan.changed()
 	now := time.Now()
 	h.eachLink(func(l *link) {
+		l.inheritLoss(nil) // another line
 		l.check(now)
 		l.checkMTUAnew(now)
 		if p := l.peer.Load(); p != nil {

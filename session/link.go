@@ -32,6 +32,9 @@ const (
 	doubtAfter    = 600 * time.Millisecond  // of silence in a conversation
 	keepAlive     = 25 * time.Second        // between probes of an idle path: NAT mappings live 30 s and more
 	trafficWindow = 10 * time.Second        // a path has traffic if data went either way within it
+	deadLossy     = 10 * time.Second        // as deadAfter, of a path that loses most probes anyhow: silence says little
+	hurryLossy    = 500 * time.Millisecond  // as hurryEvery, of such a path
+	moveLossy     = 3 * time.Second         // of silence of such a path before another of its kind takes over
 	giveUpAfter   = 90 * time.Second        // without anything authentic a link is forgotten
 	overdueAfter  = 140 * time.Second       // age of keys at which the initiator makes another link: rekeying has failed
 	overdueMargin = 15 * time.Second        // how much later the responder does
@@ -98,6 +101,8 @@ type link struct {
 	lastProbe  time.Time // of the path in use
 	unheard    time.Time // first probe of the path in use since which nothing was heard; zero: none
 	suspect    bool
+	tally      tally                // of the paths in use: the loss is mostly that of a line which all of them share
+	lossy      bool                 // most probes were lost before unheard
 	punching   bool                 // hole punching goes on, as its client
 	retrying   bool                 // another link looks for a direct path
 	hurried    bool                 // that is to be soon
@@ -183,6 +188,20 @@ func (l *link) rtt() time.Duration {
 		return time.Duration(r.rtt.Load())
 	}
 	return 0
+}
+
+// inheritLoss takes over what another link to the peer knows of the line; nil: nothing is known.
+func (l *link) inheritLoss(from *link) {
+	var t tally
+	var lossy bool
+	if from != nil {
+		from.mu.Lock()
+		t, lossy = from.tally, from.lossy
+		from.mu.Unlock()
+	}
+	l.mu.Lock()
+	l.tally, l.lossy = t, lossy
+	l.mu.Unlock()
 }
 
 // openedAt returns when the link came up.

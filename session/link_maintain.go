@@ -20,6 +20,9 @@ func (l *link) maintain(now time.Time) {
 	if !l.unheard.IsZero() && heard.After(l.unheard) {
 		l.unheard, l.suspect, l.checked = time.Time{}, false, false
 	}
+	if l.unheard.IsZero() {
+		l.lossy = l.tally.lossy()
+	}
 	l.prober.refresh(r, l.busy(now), now)
 	spare := l.prober.spare(r, now)
 	every := keepAlive
@@ -31,6 +34,9 @@ func (l *link) maintain(now time.Time) {
 	}
 	if !l.unheard.IsZero() {
 		every = hurryEvery
+		if l.lossy {
+			every = hurryLossy
+		}
 	}
 	if !l.checked && l.doubtful(r, now) {
 		l.prober.add(r.sock, r.remote, r.kind, 4, now)
@@ -42,6 +48,7 @@ func (l *link) maintain(now time.Time) {
 		if c := l.prober.add(r.sock, r.remote, r.kind, 1, now); c != nil {
 			c.next = time.Time{} // this one ping is all
 			due = append(due, l.prober.ping(c, now))
+			l.tally.ask()
 		}
 		l.lastProbe = now
 		if l.unheard.IsZero() {
@@ -56,6 +63,9 @@ func (l *link) maintain(now time.Time) {
 		dead = max(deadChecked, 4*time.Duration(r.rtt.Load()))
 	} else if p := l.peer.Load(); spare || p != nil && p.alternatives.Load() > 0 {
 		dead = deadSoon
+	}
+	if l.lossy {
+		dead = max(dead, deadLossy)
 	}
 	if !l.unheard.IsZero() && now.Sub(l.unheard) >= dead && !l.suspect {
 		l.suspect, lost = true, true

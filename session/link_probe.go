@@ -299,6 +299,10 @@ func (l *link) handlePong(sock Socket, from netip.AddrPort, c tunnel.Control, no
 	r.heard.Store(now.UnixNano())
 	cur := l.cur.Load()
 	change := betterRoute(cur, r, l.suspect, sentAt, now)
+	if change && l.lossy && !l.suspect && cur != nil && cur.kind == r.kind &&
+		now.Sub(time.Unix(0, cur.heard.Load())) < moveLossy {
+		change = false
+	}
 	if change && !l.suspect && now.Before(cand.bar) {
 		change = false
 	}
@@ -310,6 +314,8 @@ func (l *link) handlePong(sock Socket, from netip.AddrPort, c tunnel.Control, no
 	if change {
 		l.cur.Store(r)
 		l.lastProbe = now
+	} else if r == cur {
+		l.tally.answer()
 	}
 	if change && !l.host.isMain(r.sock) {
 		l.adoptLocked(r.sock) // it may be another link's, over which the peer was heard; our own attempt's has no owner yet
@@ -369,6 +375,7 @@ func (l *link) pingWait(ctx context.Context) (Pong, error) {
 		l.waiting = make(map[uint64]chan Pong)
 	}
 	l.waiting[p.id] = answer
+	l.tally.ask()
 	if l.lastProbe = time.Now(); l.unheard.IsZero() && l.cur.Load() == r {
 		l.unheard = l.lastProbe // maintain sees to it if there is no answer
 	}

@@ -90,6 +90,27 @@ func (r *route) path() Path {
 	return p
 }
 
+// tally counts how many probes are answered.
+type tally struct{ asked, answered int }
+
+const (
+	tallyLeast = 4  // probes that say anything
+	tallyMost  = 16 // probes after which each counts half
+)
+
+// ask counts a probe.
+func (t *tally) ask() {
+	if t.asked++; t.asked == tallyMost {
+		t.asked, t.answered = t.asked/2, t.answered/2
+	}
+}
+
+// answer counts the answer to one.
+func (t *tally) answer() { t.answered = min(t.answered+1, t.asked) }
+
+// lossy reports whether most probes are lost.
+func (t *tally) lossy() bool { return t.asked >= tallyLeast && 2*t.answered < t.asked }
+
 const (
 	// maxCandidates bounds the addresses probed for one link. Eight local addresses of a machine with
 	// containers, its public one and a few sources seen during roaming are what happens in practice. Where the peer is heard

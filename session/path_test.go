@@ -137,3 +137,29 @@ func TestBetterRoute(t *testing.T) {
 		}
 	}
 }
+
+func TestTally(t *testing.T) {
+	for _, row := range []struct {
+		name     string
+		outcomes string // of probes: a is answered, x is not
+		want     bool
+	}{
+		{"nothing is known", "", false},
+		{"too few to tell", "xxx", false},
+		{"a good path", "aaaaaaaaaaaaaaaa", false},
+		{"half are lost", "axaxaxax", false},
+		{"most are lost", "axxxaxxx", true},
+		{"it has become bad", "aaaaaaaaaaaaaaaaxxxxxxxxxxxxxxxx", true},
+		{"it has become good", "xxxxxxxxxxxxxxxxaaaaaaaaaaaaaaaa", false},
+	} {
+		var got tally
+		for _, o := range row.outcomes {
+			if got.ask(); o == 'a' {
+				got.answer()
+			}
+		}
+		if got.lossy() != row.want {
+			t.Errorf("%s: lossy is %v after %+v", row.name, got.lossy(), got)
+		}
+	}
+}

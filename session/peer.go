@@ -383,6 +383,7 @@ func (p *Peer) linkUp(l *link) {
 	}
 	others := slices.Clone(p.links)
 	p.openedLocked(l)
+	l.inheritLoss(p.cur.Load())
 	p.links = append(p.links, l)
 	p.alternatives.Store(int32(len(others)))
 	p.chooseLocked(time.Now())
