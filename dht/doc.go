@@ -31,8 +31,8 @@
 // # What a stranger can make a node send
 //
 // A response is at most three times as large as its request, unless the requester proved with a token, or by
-// an answer to a request of ours, that it receives at its address; closer nodes are left out as needed. The wire
-// format leaves no choice in two cases. The id of a member makes the answer to an 11-byte PING 42 bytes long. And
+// an answer to a request of ours, that it receives at its address; closer nodes are left out as needed: a third of
+// those that are named then are the nearest, the others any. The wire format leaves no choice in two cases. The id of a member makes the answer to an 11-byte PING 42 bytes long. And
 // the records and values asked for by LOOKUP, MUTABLE_GET and IMMUTABLE_GET cannot be sent in parts: what they
 // exceed the limit by is bounded per host, to 32 KiB a second and 256 KiB at once. Forwarded messages grow by at
 // most 44 bytes, two addresses and our id, and are bounded per host, too. Our own queries are padded, so that they can be answered in full.

@@ -300,3 +300,28 @@ func TestForwardingStaysOutOfLocalNetworks(t *testing.T) {
 		}
 	})
 }
+
+func TestShortAnswersNameTheNearestAndAnyOthers(t *testing.T) {
+	all := make([]*node, bucketSize)
+	for i := range all {
+		all[i] = &node{port: uint16(i)}
+	}
+	named := make(map[uint16]bool)
+	for range 1000 {
+		got := someOf(slices.Clone(all), 4)
+		for i, m := range got {
+			if i < 2 && m != all[i] || i > 0 && m.port <= got[i-1].port {
+				t.Fatalf("place %d has node %d", i, m.port)
+			}
+			named[m.port] = true
+		}
+	}
+	if len(named) != len(all) {
+		t.Errorf("%d of %d nodes are ever named", len(named), len(all))
+	}
+	for _, limit := range []int{0, 1, bucketSize, bucketSize + 1} {
+		if got := someOf(slices.Clone(all), limit); len(got) != min(limit, len(all)) || len(got) > 0 && got[0] != all[0] {
+			t.Errorf("limit %d: %d nodes", limit, len(got))
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package dht
 
 import (
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"time"
@@ -208,7 +209,8 @@ func (n *Node) respond(now time.Time, in *incoming, r response, parts replyParts
 			limit = min(limit, (maxAmplification*in.size-size-1)/6)
 		}
 		o := n.box()
-		o.nodes = n.table.appendClosest(o.nodes[:0], in.target.v, max(0, limit))
+		o.nodes = n.table.appendClosest(o.nodes[:0], in.target.v, bucketSize)
+		o.nodes = someOf(o.nodes, max(0, limit))
 		r.nodes = o.nodes
 	}
 	if excess := size - maxAmplification*in.size; excess > 0 && !in.verified && r.value != nil {
@@ -217,6 +219,23 @@ func (n *Node) respond(now time.Time, in *incoming, r response, parts replyParts
 		}
 	}
 	n.sendResponse(in.sock, &r, in.from)
+}
+
+// someOf returns limit of nodes, in their order, which is nearest first: a third are the nearest, the others any. If all
+// that are asked named the same few, a query that does not pad its requests, as npm's, would never hear of others:
+// with three named of nine it ended at five. It reorders nodes.
+func someOf(nodes []*node, limit int) []*node {
+	if limit >= len(nodes) {
+		return nodes
+	}
+	chosen := (limit + 2) / 3
+	for i := chosen; chosen < limit; i++ {
+		if rand.IntN(len(nodes)-i) < limit-chosen {
+			nodes[chosen] = nodes[i]
+			chosen++
+		}
+	}
+	return nodes[:limit]
 }
 
 // handlePingNAT answers to another port of the requester's host: can it be reached there?
