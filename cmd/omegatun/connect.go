@@ -73,7 +73,11 @@ func (e *env) connect(ctx context.Context, peer string, timeout time.Duration) (
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		return daemon.Explain(err)
+		why := daemon.Explain(err)
+		if errors.Is(err, session.ErrNoAnswer) {
+			why = why.WithTry("on the other machine: omegatun listen --allow %s", k.Public())
+		}
+		return why
 	}
 	e.log().Info("connected", "key", p.Key.String(), "remote", c.RemoteAddr().String())
 	return streamError(ctx, pipe(ctx, c, e.stdin, e.stdout))

@@ -147,8 +147,9 @@ func (e *env) printKey(k key.Public) error {
 
 // readArg returns the content of the file that an argument names, - for stdin, if it has at most limit bytes.
 func (e *env) readArg(arg string, limit int64) ([]byte, error) {
-	in := e.stdin
+	in, name := e.stdin, "stdin"
 	if arg != "-" {
+		name = arg
 		f, err := os.Open(arg)
 		switch {
 		case errors.Is(err, fs.ErrPermission):
@@ -164,7 +165,7 @@ func (e *env) readArg(arg string, limit int64) ([]byte, error) {
 	case err != nil:
 		return nil, exit.New(exit.Usage, "%w", err)
 	case int64(len(b)) > limit:
-		return nil, exit.New(exit.Usage, "%s has more than %d bytes", arg, limit)
+		return nil, exit.New(exit.Usage, "%s has more than %d bytes", name, limit)
 	}
 	return b, nil
 }

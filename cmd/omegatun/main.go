@@ -145,7 +145,8 @@ Root and every other user have keys and lists of peers of their own: the machine
 		return err.WithTry("omegatun help, for a list of them")
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return exit.New(exit.Usage, "%w", err).WithTry("%s --help", cmd.CommandPath())
+		reason, _, _ := strings.Cut(err.Error(), ": strconv.") // a name of Go's tells nobody anything
+		return exit.Wrap(exit.Usage, err, "%s", reason).WithTry("%s --help", cmd.CommandPath())
 	})
 	e.addFlags(root.PersistentFlags())
 	root.AddGroup(groups...)
