@@ -212,3 +212,29 @@ func TestRelaysCalledAtOnceAreBounded(t *testing.T) {
 		}
 	})
 }
+
+// Packets wait for a path while one is looked for, but not for hours.
+func TestOldPacketsDoNotWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
+		ha, hb, _, _ := w.homes()
+		a, b := w.end(ha, keyOf("b")), w.end(hb, keyOf("a"))
+		p := a.Peer(b.public())
+		p.Connect()
+		send := func(text string) {
+			t.Helper()
+			if err := p.Send([][]byte{packet(text)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		send("old")
+		time.Sleep(time.Hour)
+		b.listen(t)
+		send("new")
+		a.connected(t, b.public()) // at the latest 45 s later
+		b.wantPacket(t, a.public(), "new")
+		if lost := p.Status().TxLost; lost != 1 {
+			t.Errorf("%d packets counted as lost, want the old one", lost)
+		}
+	})
+}

@@ -16,8 +16,9 @@ import (
 )
 
 const (
-	maxQueuedPackets = 256       // packets that wait for a path, per peer
-	maxQueuedBytes   = 256 << 10 // … and their bytes
+	maxQueuedPackets = 256         // packets that wait for a path, per peer
+	maxQueuedBytes   = 256 << 10   // … and their bytes
+	maxQueueTime     = time.Minute // … and how long: who sent them has tried again by then, or given up
 
 	firstRetry = 250 * time.Millisecond
 	maxRetry   = 30 * time.Second
@@ -62,8 +63,8 @@ type Peer struct {
 	cancel    context.CancelCauseFunc // of the dial in progress
 	lastErr   error
 	since     time.Time // when the state last changed
-	queue     [][]byte
-	queued    int
+	queue     []waitingPacket
+	queued    int           // bytes in queue
 	changed   chan struct{} // closed and replaced at every change of state
 	removed   bool
 	retry     chan struct{} // capacity 1: do not wait any longer before trying again
@@ -71,6 +72,12 @@ type Peer struct {
 	attempts  []*account    // latest last
 	announced Announced     // by the peer; slices are replaced, not changed
 	neighbour neighbour     // where it was heard last on a local network
+}
+
+// waitingPacket is a packet that waits for a path.
+type waitingPacket struct {
+	b     []byte
+	since time.Time
 }
 
 // AddPeer lists a peer: it may open tunnels to us, and [Peer.Send] may open one to it. Adding it again
@@ -218,19 +225,27 @@ func (p *Peer) SendFrom(next func(offset int, finish bool) (b []byte, unfinished
 		}
 		return err
 	}
+	now := time.Now()
 	p.mu.Lock()
 	for b, _ := next(0, true); b != nil; b, _ = next(0, true) {
-		p.queue = append(p.queue, bytes.Clone(b))
+		p.queue = append(p.queue, waitingPacket{bytes.Clone(b), now})
 		p.queued += len(b)
 	}
-	for len(p.queue) > maxQueuedPackets || p.queued > maxQueuedBytes {
-		p.queued -= len(p.queue[0])
-		p.queue = p.queue[1:]
-		p.txLost.Add(1)
-	}
+	p.trimQueueLocked(now)
 	p.mu.Unlock()
 	p.dial()
 	return nil
+}
+
+// trimQueueLocked drops packets that wait too long, or are too many, the oldest first.
+func (p *Peer) trimQueueLocked(now time.Time) {
+	for len(p.queue) > maxQueuedPackets || p.queued > maxQueuedBytes ||
+		len(p.queue) > 0 && now.Sub(p.queue[0].since) > maxQueueTime {
+		p.queued -= len(p.queue[0].b)
+		p.queue[0].b = nil
+		p.queue = p.queue[1:]
+		p.txLost.Add(1)
+	}
 }
 
 // dial starts looking for the peer, unless that is going on or not needed.
@@ -303,6 +318,7 @@ func (p *Peer) dialUntilConnected(ctx context.Context) {
 		if giveUp {
 			p.queue, p.queued = nil, 0
 		}
+		p.trimQueueLocked(time.Now())
 		p.mu.Unlock()
 		if done || giveUp {
 			p.dialEnded(err)
@@ -387,7 +403,11 @@ func (p *Peer) linkUp(l *link) {
 	p.links = append(p.links, l)
 	p.alternatives.Store(int32(len(others)))
 	p.chooseLocked(time.Now())
-	queue := p.queue
+	p.trimQueueLocked(time.Now())
+	queue := make([][]byte, len(p.queue))
+	for i, w := range p.queue {
+		queue[i] = w.b
+	}
 	p.queue, p.queued = nil, 0
 	p.lastErr = nil
 	p.connected++
@@ -509,7 +529,7 @@ type PeerStatus struct {
 	TxBytes   uint64
 	RxPackets uint64
 	TxPackets uint64
-	TxLost    uint64 // not sent: no path, or the queue was full
+	TxLost    uint64 // not sent: no path for a minute, or the queue was full
 	Rejected  uint64 // datagrams that failed authentication
 	Replayed  uint64 // datagrams that had been received before, or too long ago
 	Err       error  // why the last attempt to connect failed; nil once connected
