@@ -157,10 +157,15 @@ func (c *control) handle(typ int, b []byte, now time.Time) error {
 		if p == nil {
 			return ErrRemoved
 		}
-		before := p.endpoints()
+		before, relayed := p.endpoints(), p.relays()
 		a, err := p.heardOf(b, typ == messageHello)
 		if err != nil {
 			return err
+		}
+		if !relayed && p.relays() { // those who could not be reached may be by way of it
+			for _, o := range l.host.Peers() {
+				o.hurry()
+			}
 		}
 		if typ == messageChange && l.initiator && !slices.Equal(before, a.Endpoints) {
 			l.hurryDirect(now)

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"omegatun/dht/key"
@@ -61,6 +62,8 @@ type relayConn struct {
 	mux    *protomux.Mux
 	client *relay.Client
 	err    error
+
+	paired atomic.Bool // it has served us
 
 	users int       // guarded by Host.mu
 	idle  time.Time // since when there are none; guarded by Host.mu
@@ -171,12 +174,17 @@ func (h *Host) relay(l *link, m *relayed, failed func(error)) {
 	})
 }
 
-func (h *Host) relayPath(ctx context.Context, l *link, m *relayed) error {
+func (h *Host) relayPath(ctx context.Context, l *link, m *relayed) (err error) {
 	c, err := h.useRelay(ctx, m.via)
 	if err != nil {
 		return err
 	}
 	defer h.leaveRelay(c)
+	defer func() {
+		if errors.Is(err, context.DeadlineExceeded) && !c.paired.Load() {
+			h.distrustRelay(c)
+		}
+	}()
 	if l.epoch == nil {
 		return h.relayStream(ctx, l, m, c)
 	}
@@ -250,6 +258,7 @@ func (h *Host) relayStream(ctx context.Context, l *link, m *relayed, c *relayCon
 		}
 		return err
 	}
+	c.paired.Store(true)
 	r := c.link.cur.Load()
 	relayed := &route{sock: r.sock, remote: r.remote, kind: PathRelay, id: id}
 	l.atRelay.Store(relayed)
@@ -429,6 +438,16 @@ func (h *Host) holdRelay(c *relayConn) {
 	}
 }
 
+// distrustRelay sees to it that the next pairing goes over another connection to the relay. Over this one it has not answered: it may
+// have been none when we connected.
+func (h *Host) distrustRelay(c *relayConn) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.relayConns[c.via] == c {
+		delete(h.relayConns, c.via)
+	}
+}
+
 func (h *Host) leaveRelay(c *relayConn) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -458,6 +477,7 @@ func (s *relaySocket) pair(ctx context.Context, m *relayed, c *relayConn) error 
 	if err != nil {
 		return err
 	}
+	c.paired.Store(true)
 	r := c.link.cur.Load()
 	s.under, s.local, s.remote = r.sock, r.sock.LocalAddr(), r.remote
 	s.path = relay.NewPath(r.sock, r.remote, id)
