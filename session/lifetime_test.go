@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -236,5 +237,27 @@ func TestOldPacketsDoNotWait(t *testing.T) {
 		if lost := p.Status().TxLost; lost != 1 {
 			t.Errorf("%d packets counted as lost, want the old one", lost)
 		}
+	})
+}
+
+// A packet that is sent while the link comes up must not be left behind in the queue, which the link has just emptied.
+func TestNoPacketIsLeftBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
+		ha, hb, _, _ := w.homes()
+		a, b := w.end(ha, keyOf("b")), w.end(hb, keyOf("a"))
+		b.listen(t)
+		p := a.Peer(b.public())
+		p.Connect()
+		a.connected(t, b.public())
+		p.mu.Lock() // as when a link comes up
+		l := p.cur.Swap(nil)
+		go p.Send([][]byte{packet("hello")}) //nolint:errcheck // it arrives or not
+		for range 10_000 {
+			runtime.Gosched() // until it waits for the lock
+		}
+		p.cur.Store(l)
+		p.mu.Unlock()
+		b.wantPacket(t, a.public(), "hello")
 	})
 }

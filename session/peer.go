@@ -210,23 +210,14 @@ func (p *Peer) Send(packets [][]byte) error {
 // the way, but for the packets that wait.
 func (p *Peer) SendFrom(next func(offset int, finish bool) (b []byte, unfinished bool)) error {
 	if l := p.cur.Load(); l != nil {
-		packets, size, err := l.send(next)
-		if err == nil {
-			p.txPackets.Add(uint64(packets))
-			p.txBytes.Add(uint64(size))
-			return nil
-		}
-		for b, _ := next(0, false); b != nil; b, _ = next(0, false) {
-			packets++
-		}
-		p.txLost.Add(uint64(packets))
-		if !errors.Is(err, ErrNotConnected) {
-			l.failed(err)
-		}
-		return err
+		return p.sendOver(l, next)
 	}
 	now := time.Now()
 	p.mu.Lock()
+	if l := p.cur.Load(); l != nil { // it came up while we waited for the lock, and has taken what was in the queue
+		p.mu.Unlock()
+		return p.sendOver(l, next)
+	}
 	for b, _ := next(0, true); b != nil; b, _ = next(0, true) {
 		p.queue = append(p.queue, waitingPacket{bytes.Clone(b), now})
 		p.queued += len(b)
@@ -235,6 +226,24 @@ func (p *Peer) SendFrom(next func(offset int, finish bool) (b []byte, unfinished
 	p.mu.Unlock()
 	p.dial()
 	return nil
+}
+
+// sendOver is SendFrom over a link that is up.
+func (p *Peer) sendOver(l *link, next func(int, bool) ([]byte, bool)) error {
+	packets, size, err := l.send(next)
+	if err == nil {
+		p.txPackets.Add(uint64(packets))
+		p.txBytes.Add(uint64(size))
+		return nil
+	}
+	for b, _ := next(0, false); b != nil; b, _ = next(0, false) {
+		packets++
+	}
+	p.txLost.Add(uint64(packets))
+	if !errors.Is(err, ErrNotConnected) {
+		l.failed(err)
+	}
+	return err
 }
 
 // trimQueueLocked drops packets that wait too long, or are too many, the oldest first.
