@@ -163,9 +163,7 @@ func (c *control) handle(typ int, b []byte, now time.Time) error {
 			return err
 		}
 		if !relayed && p.relays() { // those who could not be reached may be by way of it
-			for _, o := range l.host.Peers() {
-				o.hurry()
-			}
+			l.host.hurryPeers()
 		}
 		if typ == messageChange && l.initiator && !slices.Equal(before, a.Endpoints) {
 			l.hurryDirect(now)

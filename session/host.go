@@ -292,9 +292,7 @@ func (h *Host) NetworkChanged() {
 		}
 		l.hurryDirect(now)
 	})
-	for _, p := range h.Peers() {
-		p.hurry()
-	}
+	h.hurryPeers()
 }
 
 // Shutdown withdraws the announcements, waits for streams that have been closed to deliver what was written, tells the

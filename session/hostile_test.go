@@ -21,8 +21,7 @@ func TestRandomDatagramsChangeNothing(t *testing.T) {
 	}
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, lab.Config{Seed: 1, Latency: 5 * time.Millisecond})
-		ha, hb, _, _ := w.homes()
-		a, b := w.end(ha, keyOf("b")), w.end(hb, keyOf("a"))
+		a, b := w.twoEnds()
 		b.listen(t)
 		a.Peer(b.public()).Connect()
 		a.connected(t, b.public())
@@ -119,8 +118,7 @@ func firstMessage(t *testing.T, a, b *end) []byte {
 func TestReplayedHandshakeIsHarmless(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, lab.Config{Seed: 1, Latency: 5 * time.Millisecond})
-		ha, hb, _, _ := w.homes()
-		a, b := w.end(ha, keyOf("b")), w.end(hb, keyOf("a"))
+		a, b := w.twoEnds()
 		l := b.listen(t)
 		a.Peer(b.public()).Connect()
 		a.connected(t, b.public())

@@ -20,8 +20,7 @@ import (
 func TestRemovedPeersGiveTheirTurnBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
-		ha, hb, _, _ := w.homes()
-		a, b := w.end(ha, keyOf("b")), w.end(hb, keyOf("a"))
+		a, b := w.twoEnds()
 		b.listen(t)
 		for i := range 4 * dialsAtOnce {
 			k := keyOf(fmt.Sprint("nobody ", i))
@@ -46,8 +45,7 @@ func TestRemovedPeersGiveTheirTurnBack(t *testing.T) {
 func TestPeerIsWantedAgainAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
-		ha, hb, _, _ := w.homes()
-		a, b := w.end(ha, keyOf("b")), w.end(hb, keyOf("a"))
+		a, b := w.twoEnds()
 		p := a.Peer(b.public())
 		p.Connect()
 		time.Sleep(time.Minute) // it waits to try again
@@ -127,8 +125,7 @@ func TestRemovedPeersAreNotRelayedFor(t *testing.T) {
 func TestEachMessageOfARelayedPathIsHeard(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
-		ha, hb, _, _ := w.homes()
-		a, b := w.end(ha, keyOf("b")), w.end(hb, keyOf("a"))
+		a, b := w.twoEnds()
 		b.listen(t)
 		a.Peer(b.public()).Connect()
 		a.connected(t, b.public())
@@ -218,8 +215,7 @@ func TestRelaysCalledAtOnceAreBounded(t *testing.T) {
 func TestOldPacketsDoNotWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
-		ha, hb, _, _ := w.homes()
-		a, b := w.end(ha, keyOf("b")), w.end(hb, keyOf("a"))
+		a, b := w.twoEnds()
 		p := a.Peer(b.public())
 		p.Connect()
 		send := func(text string) {
@@ -244,8 +240,7 @@ func TestOldPacketsDoNotWait(t *testing.T) {
 func TestNoPacketIsLeftBehind(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
-		ha, hb, _, _ := w.homes()
-		a, b := w.end(ha, keyOf("b")), w.end(hb, keyOf("a"))
+		a, b := w.twoEnds()
 		b.listen(t)
 		p := a.Peer(b.public())
 		p.Connect()

@@ -283,6 +283,13 @@ func (p *Peer) hurry() {
 	}
 }
 
+// hurryPeers ends the pauses of all peers that are being looked for: something has changed by which they may be reached.
+func (h *Host) hurryPeers() {
+	for _, p := range h.Peers() {
+		p.hurry()
+	}
+}
+
 // dialOnce makes one attempt, when it is its turn. It returns nil once a link is up, which the peer has then.
 func (p *Peer) dialOnce(ctx context.Context) error {
 	h := p.host

@@ -47,9 +47,7 @@ func (h *Host) watchMapping() {
 		if external, _ := h.mapper.External(); external != told {
 			told = external
 			h.announceChanges()
-			for _, p := range h.Peers() {
-				p.hurry()
-			}
+			h.hurryPeers()
 		}
 		select {
 		case <-changes:

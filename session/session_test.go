@@ -143,11 +143,17 @@ func (w *world) homes() (a, b *lab.Host, natA, natB *lab.NAT) {
 	return natA.Host("a", inA), natB.Host("b", inB), natA, natB
 }
 
+// twoEnds starts a Host in each of two homes. They list each other; none listens yet.
+func (w *world) twoEnds() (a, b *end) {
+	w.t.Helper()
+	ha, hb, _, _ := w.homes()
+	return w.end(ha, keyOf("b")), w.end(hb, keyOf("a"))
+}
+
 func TestTunnelBetweenTwoHomes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
-		ha, hb, _, _ := w.homes()
-		a, b := w.end(ha, keyOf("b")), w.end(hb, keyOf("a"))
+		a, b := w.twoEnds()
 		b.listen(t)
 		a.Peer(b.public()).Connect()
 		took := a.connected(t, b.public())
@@ -204,8 +210,7 @@ func TestUnknownKeyIsNotFound(t *testing.T) {
 func TestPacketsWaitForTheConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
-		ha, hb, _, _ := w.homes()
-		a, b := w.end(ha, keyOf("b")), w.end(hb, keyOf("a"))
+		a, b := w.twoEnds()
 		b.listen(t)
 		for i := range 3 {
 			if err := a.Peer(b.public()).Send([][]byte{packet(fmt.Sprint(i))}); err != nil {
@@ -317,8 +322,7 @@ func TestTunnelUnderLoss(t *testing.T) {
 		t.Run(fmt.Sprint(loss), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, lab.Config{Seed: 3, Latency: 15 * time.Millisecond, Loss: loss, Duplicate: 0.01, Reorder: 0.05})
-				ha, hb, _, _ := w.homes()
-				a, b := w.end(ha, keyOf("b")), w.end(hb, keyOf("a"))
+				a, b := w.twoEnds()
 				b.listen(t)
 				a.Peer(b.public()).Connect()
 				a.connected(t, b.public())
@@ -367,8 +371,7 @@ func TestSameLAN(t *testing.T) {
 func TestStreamBetweenTwoHomes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond, Loss: 0.01})
-		ha, hb, _, _ := w.homes()
-		a, b := w.end(ha, keyOf("b")), w.end(hb, keyOf("a"))
+		a, b := w.twoEnds()
 		l := b.listen(t)
 		served := make(chan error, 1)
 		go func() {
@@ -456,8 +459,7 @@ func TestListenerCloseUnblocksAccept(t *testing.T) {
 func TestForgedAndReplayedDatagramsChangeNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, lab.Config{Seed: 1, Latency: 5 * time.Millisecond})
-		ha, hb, _, _ := w.homes()
-		a, b := w.end(ha, keyOf("b")), w.end(hb, keyOf("a"))
+		a, b := w.twoEnds()
 		b.listen(t)
 		a.Peer(b.public()).Connect()
 		a.connected(t, b.public())

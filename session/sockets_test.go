@@ -103,8 +103,7 @@ func TestNextStreamNeedsNoPunching(t *testing.T) {
 func TestStreamsShareASocket(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
-		ha, hb, _, _ := w.homes()
-		a, b := w.end(ha, keyOf("b")), w.end(hb, keyOf("a"))
+		a, b := w.twoEnds()
 		b.serveEcho(t)
 		first, err := a.Dial(t.Context(), b.public(), DialConfig{})
 		if err != nil {
@@ -133,8 +132,7 @@ func TestStreamsShareASocket(t *testing.T) {
 func TestTunnelIsRenewedWithoutTheDHT(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
-		ha, hb, _, _ := w.homes()
-		a, b := w.end(ha, keyOf("b")), w.end(hb, keyOf("a"))
+		a, b := w.twoEnds()
 		b.listen(t)
 		a.Peer(b.public()).Connect()
 		a.connected(t, b.public())
