@@ -266,7 +266,6 @@ func (l *link) close(cause error) {
 	l.closed, l.err = true, cause
 	l.account.failed(cause)
 	owned := l.owned
-	l.owned = nil
 	if l.parting.timer != nil {
 		l.parting.timer.Stop()
 	}

@@ -81,7 +81,6 @@ func (l *link) maintain(now time.Time) {
 	if p := l.peer.Load(); doubted && p != nil {
 		p.checkOthers(l, now)
 	}
-	l.ownInUse(r)
 	l.tellParting()
 	l.checkMTU(r, now)
 	alive := l.maintainKeys(now)

@@ -30,40 +30,47 @@ func (l *link) settle() {
 }
 
 // keepSockets takes over those sockets of a punching attempt on which the peer has been heard, or over which the
-// stream runs. The candidates of all others are forgotten.
+// stream runs, and returns what the link owns, or did before it was closed. The candidates of all other sockets are forgotten.
 func (l *link) keepSockets() []punch.Socket {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	cur := l.cur.Load()
 	if l.closed {
-		if cur == nil || cur.kind == PathRelay || l.host.isMain(cur.sock) || !l.host.sockets.leave(cur.sock) {
-			return nil
+		keep := ownedSockets(l.owned)
+		if cur != nil && cur.kind != PathRelay && !l.host.isMain(cur.sock) {
+			l.host.sockets.leave(cur.sock)
+			keep = append(keep, cur.sock) // the last packets of a short stream may still be under way
 		}
-		return []punch.Socket{cur.sock} // the last packets of a short stream may still be under way
+		return keep
 	}
-	var keep []punch.Socket
-	for _, c := range slices.Clone(l.prober.cands) {
-		s := c.route.sock
-		switch {
-		case l.host.isMain(s) || slices.Contains(l.owned, s) || c.route.kind == PathRelay:
-		case c.route.heard.Load() != 0 || cur != nil && cur.sock == s:
-			keep = append(keep, s)
-			l.ownLocked(s)
+	for _, c := range l.prober.cands {
+		if c.route.kind != PathRelay && (c.route.heard.Load() != 0 || cur != nil && cur.sock == c.route.sock) {
+			l.ownLocked(c.route.sock)
 		}
 	}
-	if cur != nil && cur.kind != PathRelay && !l.host.isMain(cur.sock) && !slices.Contains(l.owned, cur.sock) { // a stream has no candidates
-		keep = append(keep, cur.sock)
+	if cur != nil && cur.kind != PathRelay { // a stream has no candidates
 		l.ownLocked(cur.sock)
 	}
 	l.prober.cands = slices.DeleteFunc(l.prober.cands, func(c *candidate) bool {
 		s := c.route.sock
 		return !l.host.isMain(s) && !slices.Contains(l.owned, s) && c.route.kind != PathRelay
 	})
-	return keep
+	return ownedSockets(l.owned)
 }
 
-// ownLocked makes the link an owner of a socket that its punching opened. l.mu is held.
+func ownedSockets(owned []Socket) []punch.Socket {
+	list := make([]punch.Socket, len(owned))
+	for i, s := range owned {
+		list[i] = s
+	}
+	return list
+}
+
+// ownLocked makes the link an owner of a socket that punching has opened. The main sockets need none. l.mu is held.
 func (l *link) ownLocked(s Socket) {
+	if l.closed || l.host.isMain(s) || slices.Contains(l.owned, s) {
+		return
+	}
 	l.host.sockets.keep(s)
 	l.owned = append(l.owned, s)
 	useBulk(s)
@@ -77,11 +84,9 @@ func (l *link) adopt(s Socket) bool {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return !l.closed && l.adoptLocked(s)
-}
-
-// adoptLocked is adopt for a socket that is not a main one. l.mu is held.
-func (l *link) adoptLocked(s Socket) bool {
+	if l.closed {
+		return false
+	}
 	if slices.Contains(l.owned, s) {
 		return true
 	}
@@ -90,19 +95,6 @@ func (l *link) adoptLocked(s Socket) bool {
 	}
 	l.owned = append(l.owned, s)
 	return true
-}
-
-// ownInUse makes the link an owner of the socket of the path in use, if another link's punching has opened that. It could not be
-// adopted while the punching was going on.
-func (l *link) ownInUse(r *route) {
-	if r.kind == PathRelay || l.host.isMain(r.sock) {
-		return
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.closed && !slices.Contains(l.owned, r.sock) && l.host.sockets.hold(r.sock) {
-		l.owned = append(l.owned, r.sock)
-	}
 }
 
 // offer makes the address a candidate for a path. It is what every way of finding one ends in: the
@@ -139,11 +131,13 @@ func (l *link) offer(sock Socket, remote netip.AddrPort, kind PathKind) {
 	l.poke()
 }
 
-// noteDirectLocked notes that r is in use. l.mu is held.
+// noteDirectLocked notes that r is in use, unless it is relayed. The link owns its socket from then on, for the next link to the
+// peer may use it at once. l.mu is held.
 func (l *link) noteDirectLocked(r *route) {
 	if r.kind == PathRelay {
 		return
 	}
+	l.ownLocked(r.sock)
 	if !isClosed(l.direct) {
 		close(l.direct)
 	}
@@ -316,9 +310,6 @@ func (l *link) handlePong(sock Socket, from netip.AddrPort, c tunnel.Control, no
 		l.lastProbe = now
 	} else if r == cur {
 		l.tally.answer()
-	}
-	if change && !l.host.isMain(r.sock) {
-		l.adoptLocked(r.sock) // it may be another link's, over which the peer was heard; our own attempt's has no owner yet
 	}
 	if change || r == cur {
 		l.unheard, l.suspect, l.checked = time.Time{}, false, false

@@ -137,9 +137,9 @@ func (l *link) streamUp() {
 	first := !l.isUp && !l.closed
 	if first {
 		l.isUp, l.upAt = true, time.Now()
-		close(l.up)
 		l.noteDirectLocked(l.cur.Load())
 		l.host.streams.Store(l, nil)
+		close(l.up) // last: whoever waits for it may dial again at once
 	}
 	l.mu.Unlock()
 }

@@ -47,11 +47,16 @@ type idleSocket struct {
 func (t *sockets) keep(s Socket) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.held[s]++
+	t.keepLocked(s)
 }
 
-// leave keeps s as one that has lost its last owner, or reports that it has one or had one.
-func (t *sockets) leave(s Socket) bool {
+func (t *sockets) keepLocked(s Socket) {
+	t.held[s]++
+	t.idle = slices.DeleteFunc(t.idle, func(i idleSocket) bool { return i.sock == s })
+}
+
+// leave keeps s as one that has lost its last owner, unless it has one or had one.
+func (t *sockets) leave(s Socket) {
 	t.mu.Lock()
 	_, known := t.held[s]
 	if !known {
@@ -61,7 +66,6 @@ func (t *sockets) leave(s Socket) bool {
 	if !known {
 		t.release(s, time.Now())
 	}
-	return !known
 }
 
 // hold makes a link another owner of s. It reports false if s has no owner, or is one of the main sockets.
@@ -75,8 +79,7 @@ func (t *sockets) holdLocked(s Socket) bool {
 	if _, ok := t.held[s]; !ok || t.closed {
 		return false
 	}
-	t.held[s]++
-	t.idle = slices.DeleteFunc(t.idle, func(i idleSocket) bool { return i.sock == s })
+	t.keepLocked(s)
 	return true
 }
 
