@@ -9,6 +9,8 @@ import (
 	"fmt"
 
 	"golang.org/x/crypto/chacha20poly1305"
+
+	"omegatun/session/tunnel/widegcm"
 )
 
 // newAEAD returns the cipher of a suite, and how many datagrams a key may seal.
@@ -19,6 +21,10 @@ func newAEAD(suite Suites, k []byte) (aead cipher.AEAD, limit uint64, err error)
 		limit = maxChaCha
 	case AES256GCM:
 		limit = maxAESGCM
+		if widegcm.Supported() {
+			aead, err = widegcm.New(k)
+			break
+		}
 		var block cipher.Block
 		if block, err = aes.NewCipher(k); err == nil {
 			aead, err = cipher.NewGCM(block)
