@@ -67,6 +67,7 @@ const resolveTimeout = 12 * time.Second
 type resolution struct {
 	addr    netip.Addr // invalid: not found
 	until   time.Time
+	failed  bool // the last lookup that has ended found no address
 	waiting []func(now time.Time, addr netip.Addr)
 }
 
@@ -82,8 +83,11 @@ func (n *Node) resolve(now time.Time, name string, f func(now time.Time, addr ne
 		r.waiting = append(r.waiting, f)
 		return
 	}
-	r = &resolution{waiting: []func(time.Time, netip.Addr){f}}
-	n.resolved[name] = r // as many as there are bootstrap nodes
+	if r == nil {
+		r = new(resolution)
+		n.resolved[name] = r // as many as there are bootstrap nodes
+	}
+	r.waiting = append(r.waiting, f)
 	if n.closed {
 		return
 	}
@@ -95,6 +99,7 @@ func (n *Node) resolve(now time.Time, name string, f func(now time.Time, addr ne
 			n.log.Debug("bootstrap node not resolved", "host", name, "err", err)
 		}
 		n.do(func(now time.Time) {
+			r.addr = netip.Addr{}
 			for _, a := range addrs {
 				if a = a.Unmap(); a.Is4() && (isPublic(a) || n.mayBePrivate(name)) {
 					r.addr, r.until = a, now.Add(resolvedFor)
@@ -102,6 +107,7 @@ func (n *Node) resolve(now time.Time, name string, f func(now time.Time, addr ne
 					break
 				}
 			}
+			r.failed = !r.addr.IsValid()
 			waiting := r.waiting
 			r.waiting = nil
 			for _, f := range waiting {
@@ -126,7 +132,7 @@ func (n *Node) Unresolved() []string {
 	defer n.mu.Unlock()
 	var names []string
 	for name, r := range n.resolved {
-		if r.waiting == nil && !r.addr.IsValid() {
+		if r.failed {
 			names = append(names, name)
 		}
 	}
