@@ -212,7 +212,7 @@ func wantPathMTU(t *testing.T, a netip.Addr, want int) {
 	if _, err := c.Write(make([]byte, 1350)); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(5 * time.Second); mtu() != want; {
+	for deadline := time.Now().Add(30 * time.Second); mtu() != want; {
 		if time.Now().After(deadline) {
 			t.Fatalf("MTU = %d, want %d", mtu(), want)
 		}

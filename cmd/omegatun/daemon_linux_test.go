@@ -157,7 +157,7 @@ func TestDaemonAndItsCommands(t *testing.T) {
 		t.Errorf("status has the addresses %v and %v, ip prints %v", st.Peers[0].IPv6, st.Peers[0].IPv4, ip)
 	}
 
-	for deadline := time.Now().Add(10 * time.Second); st.Peers[0].Announced == nil && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(30 * time.Second); st.Peers[0].Announced == nil && time.Now().Before(deadline); {
 		time.Sleep(50 * time.Millisecond) // it comes on the control channel, after the connection
 		st = readStatus(t, p.a)
 	}

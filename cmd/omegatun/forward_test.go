@@ -256,8 +256,8 @@ func TestForwardCarriesResets(t *testing.T) {
 		if !isReset(err) {
 			t.Errorf("the client reset the connection, the server got: %v", err)
 		}
-	case <-time.After(5 * time.Second):
-		t.Error("the client reset the connection, the server does not know after 5 s")
+	case <-time.After(30 * time.Second):
+		t.Error("the client reset the connection, the server does not know after 30 s")
 	}
 
 	c = connect(t, p.at[1])
@@ -339,7 +339,7 @@ func TestSeveralPortsAreToldApart(t *testing.T) {
 	}
 	// Nobody else gets through.
 	stranger, _ := newIdentity(t)
-	status, out, _ := output(t, noInput(), "--state", stranger, "--bootstrap", p.flags["bootstrap"], "connect", "--timeout", "15s", p.keys[1])
+	status, out, _ := output(t, noInput(), "--state", stranger, "--bootstrap", p.flags["bootstrap"], "connect", "--timeout", "1m", p.keys[1])
 	if status != int(exit.Refused) || len(out) > 0 {
 		t.Errorf("connect of a stranger: exit status %d, %q, want %d", status, out, exit.Refused)
 	}
@@ -367,7 +367,7 @@ func TestSeveralPortsAreToldApart(t *testing.T) {
 	if e.Schema != 1 || e.Event != "serving" || e.Address != servers[2] || e.Key.String() != p.key {
 		t.Errorf("serving: %+v", e)
 	}
-	for deadline := time.Now().Add(20 * time.Second); ; {
+	for deadline := time.Now().Add(time.Minute); ; {
 		f := start(t, nil, append(flags, "--json", "forward", "0:"+p.key+":"+portOf(t, servers[2]))...)
 		var e forwardingEvent
 		decode(t, f.stdout.want(t, "{"), &e)
@@ -459,7 +459,7 @@ func TestForwardThatCannotWork(t *testing.T) {
 		if ok {
 			t.Errorf("said twice: %s", line)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Error("stderr stays open")
 	}
 
@@ -505,7 +505,7 @@ func TestWatchClientNoticesThatItLeaves(t *testing.T) {
 	client.Close()
 	select {
 	case <-waiting.Done():
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("nothing was noticed")
 	}
 	if err := context.Cause(waiting); !errors.Is(err, errClientLeft) {

@@ -207,13 +207,13 @@ func TestMiniupnpd(t *testing.T) {
 	config1 := func(port uint16) Config {
 		return Config{Port: port, Gateway: func() (g, l netip.Addr, ok bool) { return gatewayAddr, local, true }}
 	}
-	// reaches sends from the stranger, and reports whether it arrives here.
-	reaches := func(t *testing.T, c *net.UDPConn, to netip.AddrPort) bool {
+	// reaches sends from the stranger, and reports whether it arrives here in time.
+	reaches := func(t *testing.T, c *net.UDPConn, to netip.AddrPort, wait time.Duration) bool {
 		t.Helper()
 		if _, err := stranger.dial(t, to).Write([]byte("knock")); err != nil {
 			t.Fatal(err)
 		}
-		c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+		c.SetReadDeadline(time.Now().Add(wait))
 		_, _, err := c.ReadFromUDPAddrPort(make([]byte, 100))
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Fatal(err)
@@ -256,7 +256,7 @@ func TestMiniupnpd(t *testing.T) {
 			if want := netip.AddrPortFrom(public, port); !ok || external != want {
 				t.Errorf("External() = %v, %t, want %v", external, ok, want)
 			}
-			if !reaches(t, c, external) {
+			if !reaches(t, c, external, 10*time.Second) {
 				t.Errorf("a datagram to %v does not arrive\n%s", external, router.run(t, "nft list ruleset"))
 			}
 			rounds := m.Report().Rounds
@@ -271,7 +271,7 @@ func TestMiniupnpd(t *testing.T) {
 			if rules := router.run(t, "nft list ruleset"); strings.Contains(rules, fmt.Sprint(port)) {
 				t.Errorf("still mapped:\n%s", rules)
 			}
-			if reaches(t, c, external) {
+			if reaches(t, c, external, 300*time.Millisecond) {
 				t.Error("a datagram arrives after Close")
 			}
 		})

@@ -68,10 +68,21 @@ func listenUDP(t *testing.T, n *Net, addr string) *net.UDPConn {
 	return c
 }
 
-// receive returns the next datagram, or "" if there is none for 200 ms.
+// receive returns the next datagram, or "" if there is none for 10 s.
 func receive(t *testing.T, c *net.UDPConn) (text string, from netip.AddrPort) {
 	t.Helper()
-	if err := c.SetReadDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
+	return receiveWithin(t, c, 10*time.Second)
+}
+
+// receiveStray returns the next datagram, or "" if there is none for 200 ms, as it should be.
+func receiveStray(t *testing.T, c *net.UDPConn) (text string, from netip.AddrPort) {
+	t.Helper()
+	return receiveWithin(t, c, 200*time.Millisecond)
+}
+
+func receiveWithin(t *testing.T, c *net.UDPConn, wait time.Duration) (text string, from netip.AddrPort) {
+	t.Helper()
+	if err := c.SetReadDeadline(time.Now().Add(wait)); err != nil {
 		t.Fatal(err)
 	}
 	b := make([]byte, 2048)
@@ -107,7 +118,7 @@ func TestRoutersKeepPortsAndDropStrangers(t *testing.T) {
 		t.Errorf("host a received %q, want the node's answer", got)
 	}
 	send(t, cb, "stranger", "192.88.99.101:5000")
-	if got, from := receive(t, ca); got != "" {
+	if got, from := receiveStray(t, ca); got != "" {
 		t.Errorf("host a received %q from %v, which it never talked to", got, from)
 	}
 	send(t, ca, "punch", "192.88.99.102:6000")
@@ -173,7 +184,11 @@ func TestProbesWithALowTTLDieInTheInternet(t *testing.T) {
 			t.Fatal(err)
 		}
 		send(t, listenUDP(t, a.Host(), "0.0.0.0:0"), "probe", "192.88.99.102:"+row.ttl+"00")
-		if got, _ := receive(t, listener); (got != "") != row.want {
+		next := receiveStray
+		if row.want {
+			next = receive
+		}
+		if got, _ := next(t, listener); (got != "") != row.want {
 			t.Errorf("TTL %s: received %q, want it to arrive: %v", row.ttl, got, row.want)
 		}
 	}
@@ -231,11 +246,14 @@ func TestLinkHasTheAccidentsAskedFor(t *testing.T) {
 				for {
 					wait := 10 * time.Millisecond
 					if last {
-						wait = 200 * time.Millisecond
+						wait = time.Second
 					}
 					node.SetReadDeadline(time.Now().Add(wait))
 					n, _, err := node.ReadFromUDPAddrPort(b)
 					if err != nil {
+						if a.Link.Stats().Frames-before.Frames <= uint64(i) {
+							continue // the machine is busy
+						}
 						break
 					}
 					seq, err := strconv.Atoi(string(b[:min(8, n)]))
@@ -261,7 +279,7 @@ func TestLinkHasTheAccidentsAskedFor(t *testing.T) {
 				t.Errorf("%d frames counted, want at least %d", s.Frames, frames)
 			}
 			if happened := s.Lost + s.Duplicated + s.Reordered + s.Corrupted; row.name != "none" &&
-				(happened < frames*4/100 || happened > frames*6/100) {
+				(happened < frames*3/100 || happened > frames*7/100) {
 				t.Errorf("%d accidents with %d frames, want about %d", happened, frames, frames*5/100)
 			}
 			if complaint := row.check(s, arrived, repeated, disordered, altered); complaint != "" {
@@ -318,7 +336,7 @@ func TestCaptureSeesBothDirections(t *testing.T) {
 			if got != want {
 				t.Errorf("captured %s, want %s", got, want)
 			}
-		case <-time.After(5 * time.Second):
+		case <-time.After(30 * time.Second):
 			t.Fatalf("nothing captured, want %s", want)
 		}
 	}
@@ -389,7 +407,7 @@ func TestRoutersForgetAndMove(t *testing.T) {
 					t.Fatal(err)
 				}
 				send(t, node, "early", step.from)
-				if got, _ := receive(t, c); got != "" {
+				if got, _ := receiveStray(t, c); got != "" {
 					t.Errorf("%s: the host received %q before it had sent, want nothing", step.name, got)
 				}
 				send(t, c, "hello", "192.88.99.10:49737")
@@ -425,7 +443,7 @@ func TestLinksDropLargePackets(t *testing.T) {
 	}
 	s.Link.Set(Impairment{Down: true})
 	send(t, c, small, "192.88.99.10:49737")
-	if got, _ := receive(t, node); got != "" {
+	if got, _ := receiveStray(t, node); got != "" {
 		t.Errorf("received %d bytes through a cut cable", len(got))
 	}
 }
@@ -439,16 +457,28 @@ func TestSitesHaveIPv6(t *testing.T) {
 	sa, sb := newSite(t, l, "a", a), newSite(t, l, "b", b)
 	at := [2]string{netip.AddrPortFrom(sa.Addrs6[0], 5000).String(), netip.AddrPortFrom(sb.Addrs6[0], 6000).String()}
 	ca, cb := listenUDP(t, sa.Host(), at[0]), listenUDP(t, sb.Host(), at[1])
-	send(t, cb, "stranger", at[0])
-	if got, from := receive(t, ca); got != "" {
+	stranger := listenUDP(t, sb.Host(), netip.AddrPortFrom(sb.Addrs6[0], 6001).String())
+	send(t, stranger, "stranger", at[0])
+	if got, from := receiveStray(t, ca); got != "" {
 		t.Errorf("host a received %q from %v, want nothing", got, from)
 	}
-	send(t, ca, "hello", at[1])
-	if got, from := receive(t, cb); got != "hello" || from.String() != at[0] {
+	var got string
+	var from netip.AddrPort
+	for range 50 { // what b sends opens its router; on a busy machine that is too late for the first hello
+		send(t, cb, "opening", at[0])
+		send(t, ca, "hello", at[1])
+		if got, from = receiveStray(t, cb); got != "" {
+			break
+		}
+	}
+	if got != "hello" || from.String() != at[0] {
 		t.Errorf("host b received %q from %v, want hello from %s", got, from, at[0])
 	}
 	send(t, cb, "answer", at[0])
-	if got, from := receive(t, ca); got != "answer" || from.String() != at[1] {
+	for got = "opening"; got == "opening"; {
+		got, from = receive(t, ca)
+	}
+	if got != "answer" || from.String() != at[1] {
 		t.Errorf("host a received %q from %v, want answer from %s", got, from, at[1])
 	}
 }

@@ -147,6 +147,7 @@ func (s *Site) route6(near string) error {
 	inside := s.IPv6.Masked().Addr()
 	gateway := inside.Next()
 	err := errors.Join(
+		s.Router.Sysctl("net.ipv6.conf.lan.accept_dad=0"), // or it asks for nobody's Ethernet address for two seconds; see cable
 		enable(s.lab.Internet, near), enable(s.Router, "wan"), enable(s.Router, "lan"),
 		s.lab.Internet.Sysctl("net.ipv6.conf.all.forwarding=1"), s.Router.Sysctl("net.ipv6.conf.all.forwarding=1"),
 		s.lab.Internet.Run("ip", "addr", "add", theirs+"/64", "dev", near, "nodad"),

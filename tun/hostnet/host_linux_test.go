@@ -159,7 +159,7 @@ func wantPackets(t *testing.T, d tun.Device, to map[netip.Addr]netip.Addr) {
 			t.Error(err)
 		}
 	}
-	missing, late := len(to), time.After(5*time.Second)
+	missing, late := len(to), time.After(30*time.Second)
 	for missing > 0 {
 		select {
 		case p := <-packets:
