@@ -91,7 +91,14 @@ func (h Header) Append(b []byte) []byte {
 }
 
 // put writes the wire form of h over the first HeaderSize bytes of b.
-func (h Header) put(b []byte) { h.Append(b[:0:HeaderSize]) }
+func (h Header) put(b []byte) {
+	_ = b[HeaderSize-1]
+	b[0], b[1], b[2], b[3] = magic, version, byte(h.Flags), h.Offset
+	binary.LittleEndian.PutUint32(b[4:], uint32(h.ID))
+	binary.LittleEndian.PutUint32(b[8:], h.Window)
+	binary.LittleEndian.PutUint32(b[12:], h.Seq)
+	binary.LittleEndian.PutUint32(b[16:], h.Ack)
+}
 
 // seqRange is a run of sequence numbers, from start up to and without end.
 type seqRange struct{ start, end seq }

@@ -32,6 +32,12 @@ const (
 // packet is a numbered packet from when its first byte is written until it is acknowledged. Its datagram lies ready
 // in buf; only the header is written anew each time it is sent.
 type packet struct {
+	packetBooks
+	buf [HeaderSize + maxPayload]byte
+}
+
+// packetBooks is what is known of a packet besides its bytes.
+type packetBooks struct {
 	seq   seq
 	flags Flags // FlagData, FlagEnd
 	n     int   // bytes of payload
@@ -40,7 +46,6 @@ type packet struct {
 	// The last time it was sent.
 	sends  int     // how often it was sent
 	sentAt instant // zero: never
-	path   path    // to where
 	probe  int     // IP size it was padded to, to find out whether the path carries that; zero: not padded
 
 	// What sampler remembers about the last time it was sent.
@@ -55,8 +60,6 @@ type packet struct {
 	// sending is set while a batch that is being sent outside the lock refers to buf. Then whoever is done with the
 	// packet sets done, and the batch recycles it.
 	sending, done bool
-
-	buf [HeaderSize + maxPayload]byte
 }
 
 // packets recycles packets.
@@ -64,7 +67,7 @@ var packets = sync.Pool{New: func() any { return new(packet) }} //nolint:gocheck
 
 func newPacket() *packet {
 	p := packets.Get().(*packet)
-	*p = packet{buf: p.buf} // buf keeps its old bytes on purpose: n says how many count
+	p.packetBooks = packetBooks{} // buf keeps its old bytes on purpose: n says how many count
 	return p
 }
 
@@ -74,7 +77,6 @@ func (p *packet) free() {
 		p.done = true
 		return
 	}
-	p.path = path{}
 	p.prev, p.next = nil, nil
 	packets.Put(p)
 }

@@ -191,7 +191,9 @@ func TestRack(t *testing.T) {
 	rtts.sample(1, 100*time.Millisecond)
 	ms := func(n int) instant { return instant(n) * instant(time.Millisecond) }
 	var r rack
-	sent := func(q seq, at int) *packet { return &packet{seq: q, sentAt: ms(at), sends: 1, n: 1} }
+	sent := func(q seq, at int) *packet {
+		return &packet{packetBooks: packetBooks{seq: q, sentAt: ms(at), sends: 1, n: 1}}
+	}
 	first, second, third := sent(0, 10), sent(1, 20), sent(2, 30)
 	r.arrived(ms(120), second, &rtts, false, true)
 	if lost, wait := r.lost(ms(120), third, 0); lost || wait != 0 {
@@ -327,7 +329,7 @@ func TestRateSample(t *testing.T) {
 			s.arrived(now, p, 0)
 			last = s.sample(now, time.Millisecond)
 		}
-		p := &packet{seq: seq(at), n: 1000 - packetCost, sentAt: now}
+		p := &packet{packetBooks: packetBooks{seq: seq(at), n: 1000 - packetCost, sentAt: now}}
 		s.sent(now, p, inFlight)
 		flight = append(flight, p)
 		inFlight += p.cost()

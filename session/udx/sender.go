@@ -210,7 +210,7 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 		s.probes, s.stuckSince = 1, now // the peer lives
 	}
 	if !ack.before(s.una) {
-		s.updateWindow(h)
+		s.updateWindow(h.Window, seq(h.Seq), ack)
 	}
 	if s.una == s.next && s.queue.len == 0 && len(blocks) == 0 && s.timer == timerNone && s.state == open {
 		s.full, s.cutShort = false, false
@@ -301,10 +301,10 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 func (s *sender) sampleAll() bool { return s.rack.reordering && !s.cutShort }
 
 // updateWindow takes the window of a packet unless a later one has set it.
-func (s *sender) updateWindow(h Header) {
-	if s.windowSeq.before(seq(h.Seq)) || s.windowSeq == seq(h.Seq) && !seq(h.Ack).before(s.windowAck) {
-		s.peerWindow = int(min(h.Window, 1<<30))
-		s.windowSeq, s.windowAck = seq(h.Seq), seq(h.Ack)
+func (s *sender) updateWindow(window uint32, q, ack seq) {
+	if s.windowSeq.before(q) || s.windowSeq == q && !ack.before(s.windowAck) {
+		s.peerWindow = int(min(window, 1<<30))
+		s.windowSeq, s.windowAck = q, ack
 		if s.peerWindow > 0 {
 			s.probes, s.sendProbe = 0, false
 		}

@@ -35,8 +35,8 @@ type batch struct {
 
 var batches = sync.Pool{New: func() any { return new(batch) }} //nolint:gochecknoglobals // a cache
 
-func (b *batch) add(to path, buf []byte, p *packet) {
-	b.to = append(b.to, to)
+func (b *batch) add(to *path, buf []byte, p *packet) {
+	b.to = append(b.to, *to)
 	b.bufs = append(b.bufs, buf)
 	b.packets = append(b.packets, p)
 	b.refused = append(b.refused, false)
@@ -144,7 +144,7 @@ func (s *Stream) collectLocked(now instant, b *batch) bool {
 	if s.destroy {
 		s.destroy = false
 		s.headerLocked(FlagDestroy, d.next).put(b.beat[:])
-		b.add(s.path, b.beat[:], nil)
+		b.add(&s.path, b.beat[:], nil)
 		return true
 	}
 	if !s.finished {
@@ -152,7 +152,7 @@ func (s *Stream) collectLocked(now instant, b *batch) bool {
 		if d.sendProbe {
 			d.sendProbe = false
 			s.headerLocked(FlagHeartbeat, d.next).put(b.beat[:])
-			b.add(s.path, b.beat[:], nil)
+			b.add(&s.path, b.beat[:], nil)
 		}
 	}
 	if s.acks.ready(now) {
@@ -163,7 +163,7 @@ func (s *Stream) collectLocked(now instant, b *batch) bool {
 			flags = FlagSACK
 		}
 		s.headerLocked(flags, d.next).put(b.ack[:])
-		b.add(s.path, appendSACKs(b.ack[:HeaderSize], b.block), nil)
+		b.add(&s.path, appendSACKs(b.ack[:HeaderSize], b.block), nil)
 	}
 	return len(b.bufs) > 0
 }
@@ -180,21 +180,20 @@ func (s *Stream) collectDataLocked(now instant, b *batch) {
 			break
 		}
 		padding := d.sent(now, p)
-		var fragment bool
-		p.path, fragment = s.pathLocked(p)
+		to, fragment := s.pathLocked(p)
 		h := s.headerLocked(p.flags, p.seq)
-		h.ID = p.path.id
+		h.ID = to.id
 		if padding > 0 && !probed {
 			probed = true
 			h.Offset = uint8(padding)
 			h.put(b.probe[:])
 			clear(b.probe[HeaderSize : HeaderSize+padding])
 			n := copy(b.probe[HeaderSize+padding:], p.payload())
-			b.add(p.path, b.probe[:HeaderSize+padding+n], p)
+			b.add(to, b.probe[:HeaderSize+padding+n], p)
 			continue
 		}
 		h.put(p.buf[:])
-		b.add(p.path, p.buf[:HeaderSize+p.n], p)
+		b.add(to, p.buf[:HeaderSize+p.n], p)
 		if fragment { // one in a batch is enough
 			b.large = len(b.bufs)
 			break
@@ -208,15 +207,15 @@ func (s *Stream) collectDataLocked(now instant, b *batch) {
 // pathLocked returns the path for a packet: the current one. A packet that was cut for a larger path may not fit there.
 // If that is known the network is asked to cut it up. Else it is tried as it is, after that it goes the previous way
 // every other time.
-func (s *Stream) pathLocked(p *packet) (to path, fragment bool) {
+func (s *Stream) pathLocked(p *packet) (to *path, fragment bool) {
 	switch {
 	case p.n <= s.sender.payloadSize():
 	case s.sender.fragment:
-		return s.path, true
+		return &s.path, true
 	case p.sends > 2 && p.sends%2 == 1 && s.previous.sock != nil:
-		return s.previous, false
+		return &s.previous, false
 	}
-	return s.path, false
+	return &s.path, false
 }
 
 // setTimerLocked sets the timer to when something is due next, if that is before it fires anyway.
