@@ -12,13 +12,6 @@ import (
 	"omegatun/session/secretstream"
 )
 
-const (
-	// firstCarryBuffer is the buffer of each direction of a connection to begin with: thousands of idle ones are cheap.
-	firstCarryBuffer = 4 << 10
-	// bulkCarryBuffer is how far it grows while reads fill it.
-	bulkCarryBuffer = 64 << 10
-)
-
 // errCut is the error of a connection that this side ended before its time.
 var errCut = errors.New("cut off")
 
@@ -66,31 +59,17 @@ func carry(ctx context.Context, stream, tcp halfCloser) error {
 	return cause
 }
 
-// carryOne copies from one to the other until it ends, and passes the end on.
-func carryOne(to, from halfCloser) error {
-	if s, ok := from.(*secretstream.Conn); ok {
-		if _, err := s.WriteTo(to); err != nil { // it has a buffer of its own
-			return err
-		}
-		return to.CloseWrite()
+// carryOne copies from one to the other until it ends, and passes the end on. Streams bring the buffers.
+func carryOne(to, from halfCloser) (err error) {
+	if s, ok := to.(*secretstream.Conn); ok { // io.Copy would ask a TCP connection first, whose name would be in every error
+		_, err = s.ReadFrom(from)
+	} else {
+		_, err = io.Copy(to, from)
 	}
-	b := make([]byte, firstCarryBuffer)
-	for {
-		n, err := from.Read(b)
-		if n > 0 {
-			if _, err := to.Write(b[:n]); err != nil {
-				return err
-			}
-		}
-		switch {
-		case errors.Is(err, io.EOF):
-			return to.CloseWrite()
-		case err != nil:
-			return err
-		case n == len(b) && n < bulkCarryBuffer:
-			b = make([]byte, bulkCarryBuffer)
-		}
+	if err != nil {
+		return err
 	}
+	return to.CloseWrite()
 }
 
 // cut ends a connection at once, so that the other side sees an error and not the end of the data.

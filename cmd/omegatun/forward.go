@@ -271,7 +271,7 @@ func watchClient(ctx context.Context, tcp *net.TCPConn) (waiting context.Context
 	done := make(chan struct{})
 	go func() { // ends with settle
 		defer close(done)
-		b := make([]byte, firstCarryBuffer)
+		b := make([]byte, 4<<10)
 		for len(c.early) < maxEarly {
 			n, err := tcp.Read(b)
 			c.early = append(c.early, b[:n]...)
@@ -305,6 +305,11 @@ func (c *waitingClient) Read(b []byte) (int, error) {
 		return 0, c.end
 	}
 	return c.TCPConn.Read(b)
+}
+
+// WriteTo keeps io.Copy from that of the TCP connection, which knows nothing of what was read before.
+func (c *waitingClient) WriteTo(w io.Writer) (int64, error) {
+	return io.Copy(w, struct{ io.Reader }{c})
 }
 
 // Reset ends the connection at once: see cut.

@@ -10,9 +10,9 @@ import (
 )
 
 const (
-	firstBuffer = 1 << 10  // the read buffer to begin with: idle streams are many
-	bulkBuffer  = 64 << 10 // how far it grows because much arrives; one long message may need more
-	maxEmpty    = 100      // reads of nothing in a row before the transport is found broken
+	firstBuffer = 1 << 10   // the read buffer to begin with: idle streams are many
+	bulkBuffer  = 128 << 10 // how far it grows because much arrives; one long message may need more
+	maxEmpty    = 100       // reads of nothing in a row before the transport is found broken
 
 	gatherBelow = 4 << 10 // messages of less are gathered by WriteTo
 	gatherMost  = 16 << 10

@@ -396,6 +396,153 @@ func TestWriteToHandsOverAllThatComes(t *testing.T) {
 	})
 }
 
+// reads returns its pieces one by one, and then an error, with the last one if that is asked for.
+type reads struct {
+	pieces [][]byte
+	err    error
+	early  bool
+}
+
+func (r *reads) Read(b []byte) (n int, err error) {
+	if len(r.pieces) == 0 {
+		return 0, r.err
+	}
+	n = copy(b, r.pieces[0])
+	if r.pieces[0] = r.pieces[0][n:]; len(r.pieces[0]) == 0 {
+		r.pieces = r.pieces[1:]
+	}
+	if len(r.pieces) == 0 && r.early {
+		err = r.err
+	}
+	return n, err
+}
+
+func TestReadFromSendsAllThatComes(t *testing.T) {
+	random := rand.NewChaCha8([32]byte{})
+	for _, tt := range []struct {
+		name     string
+		sizes    []int // of the pieces read
+		err      error
+		early    bool
+		want     error
+		messages []int // nil: any
+	}{
+		{"nothing", nil, io.EOF, false, nil, []int{}},
+		{"little at a time", []int{1, 7, 8, 9, 1401}, io.EOF, false, nil, []int{1, 7, 8, 9, 1401}},
+		{"the end with the last bytes", []int{10, 20}, io.EOF, true, nil, []int{10, 20}},
+		{"much", []int{firstChunk + 2*writeChunk}, io.EOF, false, nil, []int{firstChunk, writeChunk, writeChunk}},
+		{"lengths that seal fast", []int{firstChunk, 50_005}, io.EOF, false, nil, []int{firstChunk, 50_000, 5}},
+		{"as many bytes beyond that as there can be", []int{firstChunk, writeChunk - 1}, io.EOF, false, nil, []int{firstChunk, writeChunk - 8, 7}},
+		{"much, and then little", []int{300_001, 1, 99_999, 3}, io.EOF, false, nil, nil},
+		{"the reader's error", []int{100, 50_001}, errFull, false, errFull, nil},
+		{"an error with the last bytes", []int{100, 50_001}, errFull, true, errFull, nil},
+		{"a reader that makes no progress", []int{100}, nil, false, io.ErrNoProgress, []int{100}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := reads{err: tt.err, early: tt.early}
+			var want []byte
+			for _, n := range tt.sizes {
+				m := make([]byte, n)
+				random.Read(m)
+				r.pieces = append(r.pieces, m)
+				want = append(want, m...)
+			}
+			a, b := connect(t, nil)
+			sent := make(chan error, 1)
+			go func() {
+				n, err := a.ReadFrom(&r)
+				if n != int64(len(want)) {
+					t.Errorf("ReadFrom returned %d, want %d", n, len(want))
+				}
+				sent <- errors.Join(err, a.CloseWrite())
+			}()
+			var got []byte
+			lengths := []int{}
+			for {
+				m, err := b.ReadMessage()
+				if errors.Is(err, io.EOF) {
+					break
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				got = append(got, m...)
+				lengths = append(lengths, len(m))
+			}
+			if err := <-sent; !errors.Is(err, tt.want) {
+				t.Errorf("ReadFrom: %v, want %v", err, tt.want)
+			}
+			if !bytes.Equal(got, want) || tt.messages != nil && !slices.Equal(lengths, tt.messages) {
+				t.Errorf("%d bytes in messages of %d, want %d in %d", len(got), lengths, len(want), tt.messages)
+			}
+		})
+	}
+}
+
+func TestReadFromLocksNothingWhileItWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := connect(t, nil)
+		r, w := io.Pipe()
+		done := make(chan error, 1)
+		go func() {
+			_, err := a.ReadFrom(r)
+			done <- errors.Join(err, a.CloseWrite())
+		}()
+		for _, part := range []struct {
+			text string
+			to   io.Writer
+		}{{"read ", w}, {"written ", a}, {"and read", w}} {
+			go io.WriteString(part.to, part.text)
+			if m, err := b.ReadMessage(); err != nil || string(m) != part.text {
+				t.Errorf("%q, %v, want %q", m, err, part.text)
+			}
+		}
+		w.Close()
+		if _, err := b.ReadMessage(); !errors.Is(err, io.EOF) {
+			t.Errorf("ReadMessage: %v, want EOF", err)
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestReadFromThatTimesOutTellsWhatItSealed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var raw prefixed
+		a, b := connectOver(t, nil, func(r Raw) Raw {
+			raw.Raw = r
+			return &raw
+		})
+		random := rand.NewChaCha8([32]byte{})
+		data := make([]byte, firstChunk+3*writeChunk)
+		random.Read(data)
+		part := make([]byte, lengthSize+idFrame+Overhead+firstChunk+1000) // and a little of the second message
+		go io.ReadFull(&raw, part)
+		synctest.Wait()
+		a.SetWriteDeadline(time.Now().Add(time.Second))
+		n, err := a.ReadFrom(bytes.NewReader(data))
+		if !errors.Is(err, os.ErrDeadlineExceeded) || n != firstChunk+writeChunk {
+			t.Fatalf("ReadFrom: %d, %v, want a timeout after two messages", n, err)
+		}
+		if m, err := a.ReadFrom(bytes.NewReader(data[n:])); m != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("ReadFrom with the deadline past: %d, %v", m, err)
+		}
+		a.SetWriteDeadline(time.Time{})
+		go func() {
+			if m, err := a.ReadFrom(bytes.NewReader(data[n:])); m != int64(len(data))-n || err != nil {
+				t.Errorf("ReadFrom of the rest: %d, %v", m, err)
+			}
+			a.CloseWrite()
+		}()
+		raw.prefix = part
+		got, err := io.ReadAll(b)
+		if err != nil || !bytes.Equal(got, data) {
+			t.Errorf("read %d bytes, %v, want the %d that were written", len(got), err, len(data))
+		}
+	})
+}
+
 func TestConnKnowsWhoIsThere(t *testing.T) {
 	a, b := connect(t, nil)
 	if a.RemoteKey() != b.LocalKey() || a.LocalKey() != b.RemoteKey() || a.LocalKey() == b.LocalKey() {

@@ -14,15 +14,21 @@ import (
 
 const (
 	// writeChunk is the length of the messages that Write makes of more than it. Longer ones are hardly faster to
-	// seal, and the receiver can use no byte of a message before it has the whole.
-	writeChunk = 32 << 10
+	// carry, and the receiver can use no byte of a message before it has the whole.
+	writeChunk = 64 << 10
+	// firstChunk is how much ReadFrom reads at once to begin with: idle streams are many.
+	firstChunk = 4 << 10
 	// writeBatch is how many bytes are sealed before they are handed to the transport.
-	writeBatch = 2 * (writeChunk + Overhead)
+	writeBatch = writeChunk
 	// splitFrom is how long the last message of a Write must be to be split in two if it is not a multiple of 8: from
 	// there on a MAC of its own costs both ends more than another message of up to 7 bytes.
 	splitFrom = 4 << 10
 	// keepBuffer is how large a buffer is kept for the next use.
 	keepBuffer = 128 << 10
+
+	// Where ReadFrom reads a message to, and what may follow it: its MAC, and a message of the last bytes.
+	bodyAt    = headroom + lengthSize + 1
+	afterBody = macSize + Overhead
 )
 
 // writer is the outgoing direction.
@@ -92,6 +98,66 @@ func (c *Conn) Write(b []byte) (n int, err error) {
 	return n, nil
 }
 
+// ReadFrom sends what r has until that ends, and returns how many bytes were sealed: as many at a time as a read brings,
+// sealed where they were read into, without a copy. Nothing is locked while r is waited for, so writes and keepalives may
+// come between. The errors are r's, except for io.EOF, and those of Write; what was read last may not have been sealed then.
+func (c *Conn) ReadFrom(r io.Reader) (n int64, err error) {
+	size := firstChunk
+	var buf []byte
+	for empty := 0; ; {
+		if len(buf) < bodyAt+size+afterBody {
+			buf = make([]byte, bodyAt+size+afterBody)
+		}
+		m, end := r.Read(buf[bodyAt : bodyAt+size])
+		if m > 0 {
+			empty = 0
+			var sealed int
+			sealed, buf, err = c.writeInPlace(buf, m)
+			if n += int64(sealed); err != nil {
+				return n, err
+			}
+		}
+		switch {
+		case errors.Is(end, io.EOF):
+			return n, nil
+		case end != nil:
+			return n, end
+		case m == size:
+			size = writeChunk
+		case m == 0:
+			if empty++; empty == maxEmpty {
+				return n, io.ErrNoProgress
+			}
+		}
+	}
+}
+
+// writeInPlace sends the length bytes at buf[bodyAt:], of which there are not more than writeChunk, and takes buf for that. It
+// returns how many bytes were sealed, and another buffer, of any length.
+func (c *Conn) writeInPlace(buf []byte, length int) (sealed int, other []byte, err error) {
+	w := &c.writer
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := c.readyLocked(); err != nil {
+		return 0, nil, err
+	}
+	if w.expired() {
+		return 0, nil, c.lateError()
+	}
+	first := nextMessage(length)
+	var rest [7]byte // the first message's MAC comes to lie there
+	n := copy(rest[:], buf[bodyAt+first:bodyAt+length])
+	other, w.buf = w.buf[:cap(w.buf)], buf[:headroom]
+	w.sealLocked(first)
+	if n > 0 {
+		w.appendLocked(rest[:n])
+	}
+	if err = c.flushLocked(); err == nil || isTimeout(err) {
+		sealed = length
+	}
+	return sealed, other, err
+}
+
 // lateError reports a write that began after its deadline.
 func (c *Conn) lateError() error {
 	return &net.OpError{Op: "write", Net: "secretstream", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: os.ErrDeadlineExceeded}
@@ -157,13 +223,19 @@ func (c *Conn) readyLocked() error {
 
 // appendLocked seals a message into the buffer.
 func (w *writer) appendLocked(message []byte) {
-	length := overhead + len(message)
-	w.buf = slices.Grow(w.buf, lengthSize+length)
-	at := len(w.buf) + lengthSize // of the body
-	w.buf = append(w.buf, byte(length), byte(length>>8), byte(length>>16), 0)
-	w.buf = append(w.buf, message...)
+	w.buf = slices.Grow(w.buf, Overhead+len(message))
+	at := len(w.buf) + lengthSize + 1
+	copy(w.buf[at:at+len(message)], message)
+	w.sealLocked(len(message))
+}
+
+// sealLocked seals the message of that length that lies in the buffer's capacity, where it belongs.
+func (w *writer) sealLocked(message int) {
+	length := overhead + message
+	w.buf = append(w.buf, byte(length), byte(length>>8), byte(length>>16))
+	at := len(w.buf) // of the body
 	w.buf = w.buf[:at+length]
-	w.seal.seal(w.buf, at, len(message), tagMessage)
+	w.seal.seal(w.buf, at, message, tagMessage)
 }
 
 // flushLocked hands what is sealed to the transport. An error other than a timeout is final.
