@@ -1,7 +1,7 @@
 //go:build linux
 
 // Command udxspeed moves bytes on loopback between this implementation and npm's, each end a process, in all four
-// combinations one after the other, and compares throughput and CPU time, layer by layer:
+// combinations in turns, and compares throughput and CPU time, layer by layer:
 //
 //	udx      bare UDX streams, without encryption: package udx, and npm's udx-native
 //	stream   encrypted streams, standard input to standard output: omegatun connect and listen, and npm's hyperdht
@@ -15,7 +15,6 @@
 package main
 
 import (
-	"cmp"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -39,6 +38,10 @@ type measured struct {
 	MBytes   float64 `json:"mbyte_per_s"`
 	Sender   float64 `json:"sender_cpu_s_per_gib"`
 	Receiver float64 `json:"receiver_cpu_s_per_gib"`
+	// Of how many rounds it is the median, and the slowest and the fastest of them.
+	Rounds  int     `json:"rounds"`
+	Slowest float64 `json:"slowest_mbyte_per_s"`
+	Fastest float64 `json:"fastest_mbyte_per_s"`
 }
 
 func (m measured) cpu() float64 { return m.Sender + m.Receiver }
@@ -57,7 +60,7 @@ const (
 func main() {
 	log.SetFlags(0)
 	size := flag.Int64("size", 1024, "`MiB` to move")
-	rounds := flag.Int("rounds", 1, "`times` to do everything; of each transfer the median counts")
+	rounds := flag.Int("rounds", 1, "`times` to do everything, in turns; of each figure the median counts")
 	only := flag.String("layer", strings.Join(layers, ","), "`layers` to measure")
 	asJSON := flag.Bool("json", false, "print JSON instead of tables")
 	modules := flag.String("modules", "scripts/interop/node_modules", "`folder` with udx-native, hyperdht and hypertele")
@@ -105,10 +108,10 @@ func table(all []measured) string {
 			n = len(all)
 		}
 		js := all[n-1]
-		fmt.Fprintf(&b, "%-10s %9s %15s %17s %12s %10s\n", layer, "MB/s", "sender s/GiB", "receiver s/GiB", "throughput", "CPU")
+		fmt.Fprintf(&b, "%-10s %9s %13s %15s %17s %12s %10s\n", layer, "MB/s", "from – to", "sender s/GiB", "receiver s/GiB", "throughput", "CPU")
 		for _, m := range all[:n] {
-			fmt.Fprintf(&b, "%-10s %9.0f %15.2f %17.2f %11.2fx %9.2fx\n", m.From+" to "+m.To, m.MBytes, m.Sender, m.Receiver,
-				m.MBytes/js.MBytes, m.cpu()/js.cpu())
+			fmt.Fprintf(&b, "%-10s %9.0f %13s %15.2f %17.2f %11.2fx %9.2fx\n", m.From+" to "+m.To, m.MBytes,
+				fmt.Sprintf("%.0f – %.0f", m.Slowest, m.Fastest), m.Sender, m.Receiver, m.MBytes/js.MBytes, m.cpu()/js.cpu())
 		}
 		all = all[n:]
 	}
@@ -175,30 +178,52 @@ func (b *bench) measure(only []string, rounds int) ([]measured, error) {
 		default:
 			return nil, fmt.Errorf("no such layer: %q; there are %v", layer, layers)
 		}
-		for _, from := range []string{ours, theirs} {
-			for _, to := range []string{ours, theirs} {
-				var each []measured
-				for range rounds {
-					m, err := transfer(from, to)
-					if err != nil {
-						return nil, fmt.Errorf("%s: %s to %s: %w", layer, from, to, err)
-					}
-					m.Layer, m.From, m.To = layer, from, to
-					each = append(each, m)
+		pairs := [][2]string{{ours, ours}, {ours, theirs}, {theirs, ours}, {theirs, theirs}}
+		each := make([][]measured, len(pairs))
+		for range rounds { // in turns, so that what else the machine does slows all of them
+			for i, p := range pairs {
+				m, err := transfer(p[0], p[1])
+				if err != nil {
+					return nil, fmt.Errorf("%s: %s to %s: %w", layer, p[0], p[1], err)
 				}
-				slices.SortFunc(each, func(a, b measured) int { return cmp.Compare(a.Seconds, b.Seconds) })
-				all = append(all, each[len(each)/2])
+				each[i] = append(each[i], m)
 			}
+		}
+		for i, p := range pairs {
+			m := b.result(
+				median(each[i], func(m measured) time.Duration { return seconds(m.Seconds) }),
+				median(each[i], func(m measured) time.Duration { return seconds(m.Sender * b.gib()) }),
+				median(each[i], func(m measured) time.Duration { return seconds(m.Receiver * b.gib()) }),
+			)
+			m.Layer, m.From, m.To, m.Rounds = layer, p[0], p[1], rounds
+			m.Slowest, m.Fastest = m.MBytes, m.MBytes
+			for _, one := range each[i] {
+				m.Slowest, m.Fastest = min(m.Slowest, one.MBytes), max(m.Fastest, one.MBytes)
+			}
+			all = append(all, m)
 		}
 	}
 	return all, nil
 }
 
+// median returns the median of what of returns for each.
+func median(each []measured, of func(measured) time.Duration) time.Duration {
+	var values []time.Duration
+	for _, m := range each {
+		values = append(values, of(m))
+	}
+	slices.Sort(values)
+	return values[len(values)/2]
+}
+
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+
+func (b *bench) gib() float64 { return float64(b.bytes) / (1 << 30) }
+
 // result is what a transfer came to.
 func (b *bench) result(took, sender, receiver time.Duration) measured {
-	gib := float64(b.bytes) / (1 << 30)
 	return measured{
 		Bytes: b.bytes, Seconds: took.Seconds(), MBytes: float64(b.bytes) / took.Seconds() / 1e6,
-		Sender: sender.Seconds() / gib, Receiver: receiver.Seconds() / gib,
+		Sender: sender.Seconds() / b.gib(), Receiver: receiver.Seconds() / b.gib(),
 	}
 }
