@@ -46,6 +46,11 @@ func (u *Burst) Flush() {
 	n, out := u.n, u.out
 	u.out = nil
 	n.mu.Lock()
+	if o := n.out; o != nil { // requests are being gathered: they leave with what follows
+		o.received, out.received = out.received, o.received
+		outboxes.Put(out)
+		out = o
+	}
 	n.out = out
 	now := n.clock.Now()
 	for _, d := range out.received {

@@ -15,10 +15,11 @@ const (
 	queryRetries   = 5
 )
 
-// callKey names a request in flight. An answer counts only from the address asked.
-type callKey struct {
-	to  netip.AddrPort
-	tid uint16
+// callKey names a request in flight: the address asked, and the tid. An answer counts only from there.
+type callKey uint64
+
+func callKeyOf(to netip.AddrPort, tid uint16) callKey {
+	return callKey(endpointOf(to))<<16 | callKey(tid)
 }
 
 // callSpec says what to ask.
@@ -32,24 +33,28 @@ type callSpec struct {
 	value   []byte
 	retries int
 	timeout time.Duration // of an attempt; 0: attemptTimeout
-
-	late func(now time.Time) // the first attempt was not answered in time; may be nil
+	lookup  *lookup       // the query that asks; nil: none
 }
 
-// call is a request of ours in flight. Its done is called once, with the node's mutex held, unless the call is
-// canceled.
+// call is a request of ours in flight. Its done, or the query's, is called once, with the node's mutex held, unless the
+// call is canceled.
 type call struct {
 	callSpec
 	tid     uint16
 	wire    []byte
+	room    [callRoom]byte // of wire, if it is enough
 	sent    int
 	started time.Time
 	alarm   alarm
+	expire  func(now time.Time)
 	over    bool
-	done    func(now time.Time, a *answer, err error)
+	done    func(now time.Time, a *answer, err error) // nil: the query's
 }
 
-// answer is the response to a call. It may be kept.
+// callRoom is enough for a request of a query with a token and a short value.
+const callRoom = 128
+
+// answer is the response to a call. It is the outbox's, and valid until done returns, but its value may be kept.
 type answer struct {
 	response
 	from netip.AddrPort
@@ -59,18 +64,19 @@ type answer struct {
 
 // call sends a request. It returns nil, and done is called at once, if the node is closed or suspended.
 func (n *Node) call(now time.Time, spec callSpec, done func(now time.Time, a *answer, err error)) *call {
+	c := &call{callSpec: spec, started: now, done: done}
 	if n.closed {
-		done(now, nil, ErrClosed)
+		c.end(now, nil, ErrClosed)
 		return nil
 	}
 	if n.suspended {
-		done(now, nil, ErrSuspended)
+		c.end(now, nil, ErrSuspended)
 		return nil
 	}
-	if spec.sock == nil {
-		spec.sock = n.defaultSocket()
+	if c.sock == nil {
+		c.sock = n.defaultSocket()
 	}
-	c := &call{callSpec: spec, started: now, done: done}
+	c.expire = func(now time.Time) { n.expire(now, c) }
 	for { // a tid that nobody can guess, and that is free; the table of calls is far from full
 		c.tid = uint16(rand.Uint32())
 		if n.calls[c.key()] == nil {
@@ -81,13 +87,23 @@ func (n *Node) call(now time.Time, spec callSpec, done func(now time.Time, a *an
 		tid: c.tid, to: c.to, id: n.idFor(c.sock), token: c.token,
 		command: c.command, target: c.target, value: c.value,
 	}
-	c.wire = p.append(make([]byte, 0, 160+len(c.value)))
+	c.wire = p.append(c.room[:0])
 	n.calls[c.key()] = c
 	n.attempt(now, c)
 	return c
 }
 
-func (c *call) key() callKey { return callKey{to: c.to, tid: c.tid} }
+func (c *call) key() callKey { return callKeyOf(c.to, c.tid) }
+
+// end tells whoever asked.
+func (c *call) end(now time.Time, a *answer, err error) {
+	switch {
+	case c.done != nil:
+		c.done(now, a, err)
+	case c.lookup != nil:
+		c.lookup.asked(now, c, a, err)
+	}
+}
 
 // attempt sends c, or puts it into the queue if there are too many requests on the way.
 func (n *Node) attempt(now time.Time, c *call) {
@@ -128,13 +144,14 @@ func (n *Node) sendCall(now time.Time, c *call) {
 	if timeout == 0 {
 		timeout = attemptTimeout
 	}
-	n.alarms.set(&c.alarm, now.Add(timeout), func(now time.Time) { n.expire(now, c) })
+	n.alarms.set(&c.alarm, now.Add(timeout), c.expire)
 }
 
 // expire ends an attempt that was not answered.
 func (n *Node) expire(now time.Time, c *call) {
-	if c.sent == 1 && c.late != nil {
-		if c.late(now); c.over {
+	if c.sent == 1 && c.lookup != nil {
+		c.lookup.late(c.to)
+		if c.lookup.run(now); c.over {
 			return
 		}
 	}
@@ -154,7 +171,7 @@ func (n *Node) expire(now time.Time, c *call) {
 // cancel ends c without a word. c may be nil or over.
 func (n *Node) cancel(now time.Time, c *call) {
 	if c != nil {
-		c.done = func(time.Time, *answer, error) {}
+		c.done, c.lookup = nil, nil
 		n.endCall(now, c, nil, ErrClosed)
 	}
 }
@@ -167,7 +184,7 @@ func (n *Node) endCall(now time.Time, c *call, a *answer, err error) {
 	n.alarms.stop(&c.alarm)
 	delete(n.calls, c.key())
 	n.window.ended(now)
-	c.done(now, a, err)
+	c.end(now, a, err)
 	if len(n.queue) > 0 && !n.closed && !n.suspended {
 		n.drainQueue(now)
 	}
@@ -175,7 +192,7 @@ func (n *Node) endCall(now time.Time, c *call, a *answer, err error) {
 
 // handleResponse takes in a response of the node at from, whose id, if set, has been checked.
 func (n *Node) handleResponse(now time.Time, s Socket, from netip.AddrPort, r *response) {
-	c := n.calls[callKey{to: from, tid: r.tid}]
+	c := n.calls[callKeyOf(from, r.tid)]
 	if c == nil || c.sent == 0 {
 		return
 	}
@@ -191,5 +208,7 @@ func (n *Node) handleResponse(now time.Time, s Socket, from netip.AddrPort, r *r
 	}
 	r.value = bytes.Clone(r.value)
 	n.heardResponse(now, s, from, r)
-	n.endCall(now, c, &answer{response: *r, from: from, sock: s, rtt: now.Sub(c.started)}, nil)
+	a := &n.box().answer
+	*a = answer{response: *r, from: from, sock: s, rtt: now.Sub(c.started)}
+	n.endCall(now, c, a, nil)
 }

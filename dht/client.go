@@ -40,8 +40,15 @@ func (n *Node) ask(ctx context.Context, spec callSpec) (*answer, error) {
 	if !usable(spec.to) {
 		return nil, fmt.Errorf("dht: %v is not the address of a node", spec.to)
 	}
-	n.do(func(now time.Time) {
-		c = n.call(now, spec, func(_ time.Time, a *answer, err error) { ended <- result{a, err} })
+	n.doRequest(func(now time.Time) {
+		c = n.call(now, spec, func(_ time.Time, a *answer, err error) {
+			if a != nil {
+				kept := *a
+				kept.closer = nil // it is not ours
+				a = &kept
+			}
+			ended <- result{a, err}
+		})
 	})
 	select {
 	case r := <-ended:

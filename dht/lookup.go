@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"net/netip"
+	"slices"
 	"time"
 
 	"omegatun/dht/key"
@@ -32,12 +33,13 @@ type lookup struct {
 	held bool // run has to wait, or is running
 	done func(now time.Time, closest []found, err error)
 
-	asked    int // requests made, without repetitions
+	requests int // made, without repetitions
 	answered int // of these
 
-	calls      map[*call]struct{}
-	askedNames bool // bootstrap nodes were looked up by name although their address is known
-	usedNodes  bool // the bootstrap nodes were added
+	calls      []*call
+	padding    []byte // the value of requests, see padded
+	askedNames bool   // bootstrap nodes were looked up by name although their address is known
+	usedNodes  bool   // the bootstrap nodes were added
 }
 
 // background starts a query that yields to others.
@@ -61,7 +63,7 @@ func (n *Node) newLookup(spec lookupSpec, concurrency int, done func(time.Time, 
 		spec.retries = queryRetries
 	}
 	q := newQuery(spec.target, n.table.own, concurrency)
-	return &lookup{query: q, n: n, spec: spec, done: done, calls: make(map[*call]struct{})}
+	return &lookup{query: q, n: n, spec: spec, done: done}
 }
 
 func (l *lookup) begin(now time.Time) {
@@ -198,40 +200,48 @@ func (l *lookup) padded() []byte {
 	if l.spec.command == cmdFindNode {
 		want = findNodeSize
 	}
-	if size+len(l.spec.value) >= want {
+	want = max(want-size, len(l.spec.value))
+	if want == len(l.spec.value) {
 		return l.spec.value
 	}
-	return append(bytes.Clone(l.spec.value), make([]byte, want-size-len(l.spec.value))...)
+	if want != len(l.padding) {
+		l.padding = append(bytes.Clone(l.spec.value), make([]byte, want-len(l.spec.value))...)
+	}
+	return l.padding
 }
 
 func (l *lookup) ask(now time.Time, to contact) {
-	l.asked++
-	spec := callSpec{
+	l.requests++
+	c := l.n.call(now, callSpec{
 		to: to.addr, member: true, command: l.spec.command, target: some(l.target),
-		value: l.padded(), retries: l.spec.retries,
-		late: func(now time.Time) { l.late(to.addr); l.run(now) },
-	}
-	var c *call
-	c = l.n.call(now, spec, func(now time.Time, a *answer, err error) {
-		delete(l.calls, c)
-		switch {
-		case l.over:
-			return
-		case a != nil:
-			l.onAnswer(now, a)
-		case errors.Is(err, ErrTimeout):
-			for _, ref := range l.failed(to.addr) {
-				l.n.sendDownHint(now, ref, to.addr)
-			}
-		default:
-			l.end(now, err)
-			return
-		}
-		l.run(now)
-	})
+		value: l.padded(), retries: l.spec.retries, lookup: l,
+	}, nil)
 	if c != nil {
-		l.calls[c] = struct{}{}
+		l.calls = append(l.calls, c)
 	}
+}
+
+// asked takes in what became of a request.
+func (l *lookup) asked(now time.Time, c *call, a *answer, err error) {
+	if at := slices.Index(l.calls, c); at >= 0 {
+		last := len(l.calls) - 1
+		l.calls[at], l.calls[last] = l.calls[last], nil
+		l.calls = l.calls[:last]
+	}
+	switch {
+	case l.over:
+		return
+	case a != nil:
+		l.onAnswer(now, a)
+	case errors.Is(err, ErrTimeout):
+		for _, ref := range l.failed(c.to) {
+			l.n.sendDownHint(now, ref, c.to)
+		}
+	default:
+		l.end(now, err)
+		return
+	}
+	l.run(now)
 }
 
 func (l *lookup) onAnswer(now time.Time, a *answer) {
@@ -240,9 +250,9 @@ func (l *lookup) onAnswer(now time.Time, a *answer) {
 		l.n.sendDownHint(now, a.from, down)
 	}
 	if a.code == 0 && l.spec.found != nil {
-		f := found{contact: contactAt(a.from), to: a.to, token: a.token, value: a.value}
-		if v := l.seen[a.from]; v != nil {
-			f.hops = v.hops
+		f := found{contact: contact{addr: a.from}, to: a.to, token: a.token, value: a.value}
+		if v := l.seen[endpointOf(a.from)]; v != nil {
+			f.contact, f.hops = v.contact, v.hops
 		}
 		l.spec.found(now, f)
 	}
@@ -255,9 +265,10 @@ func (l *lookup) end(now time.Time, err error) {
 	}
 	l.over = true
 	delete(l.n.lookups, l)
-	for c := range l.calls {
+	for _, c := range l.calls {
 		l.n.cancel(now, c)
 	}
+	l.calls = nil
 	l.conclude(now, err)
 }
 

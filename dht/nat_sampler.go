@@ -63,6 +63,17 @@ func (s *natSampler) add(now time.Time, from, a netip.AddrPort) {
 	if len(count) == 3 {
 		need = 2
 	}
+	if agree := func() (n int) {
+		for _, o := range count {
+			if o.addr == a {
+				n++
+			}
+		}
+		return n
+	}(); agree >= need {
+		s.addr = a // mostly
+		return
+	}
 	s.addr = netip.AddrPort{}
 	for _, v := range count { // one of them has the majority, if there is any
 		exact, host := 0, 0

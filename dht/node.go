@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -39,7 +40,8 @@ type Node struct {
 	mu        sync.Mutex // guards the fields below
 	closed    bool
 	suspended bool
-	out       *outbox   // what to do once mu is free; nil: nothing
+	out       *outbox   // what to do once mu is free, or requests that are being gathered; nil: nothing
+	gathering bool      // somebody is about to send what is in out
 	alarms    alarms    // what to do later
 	armed     time.Time // when the timer rings; zero: it does not
 	changes   chan struct{}
@@ -226,6 +228,30 @@ func (n *Node) unlock() {
 	if out != nil {
 		out.do(n.notSent)
 		outboxes.Put(out)
+	}
+}
+
+// gatherFrom is how many requests on their way make it likely that others follow at once.
+const gatherFrom = 4
+
+// doRequest is do for f that does no more than to send requests. If many are on their way, those that other goroutines
+// are about to make leave together with them: what a hundred goroutines ask one after the other are a hundred system calls otherwise.
+func (n *Node) doRequest(f func(now time.Time)) {
+	n.mu.Lock()
+	f(n.clock.Now())
+	switch {
+	case len(n.calls) < gatherFrom:
+		n.unlock()
+	case n.gathering:
+		n.arm()
+		n.mu.Unlock()
+	default:
+		n.gathering = true
+		n.mu.Unlock()
+		runtime.Gosched()
+		n.mu.Lock()
+		n.gathering = false
+		n.unlock()
 	}
 }
 

@@ -23,10 +23,12 @@ type effect struct {
 // answered without allocating. Nodes have one only while they have something to do.
 type outbox struct {
 	effects []effect
-	arena   []byte   // what is sent, one after the other; older parts of it may lie in arrays that it outgrew
-	value   []byte   // scratch: the value of an answer
-	nodes   []*node  // scratch: nodes that an answer names
-	in      incoming // scratch: the request being answered
+	arena   []byte           // what is sent, one after the other; older parts of it may lie in arrays that it outgrew
+	value   []byte           // scratch: the value of an answer
+	nodes   []*node          // scratch: nodes that an answer names
+	in      incoming         // scratch: the request being answered
+	answer  answer           // scratch: the answer to a request of ours
+	closer  []netip.AddrPort // scratch: the nodes that it names
 
 	received []datagram // of a Burst
 
@@ -158,9 +160,10 @@ func (o *outbox) reset() {
 	clear(o.received)
 	o.received = o.received[:0]
 	clear(o.nodes[:cap(o.nodes)])
-	o.in = incoming{}
+	o.in, o.answer = incoming{}, answer{}
 	o.effects, o.arena, o.value, o.nodes = o.effects[:0], o.arena[:0], o.value[:0], o.nodes[:0]
-	if cap(o.arena) > outboxBytes || cap(o.value) > outboxBytes || cap(o.effects) > outboxEffects {
+	if cap(o.arena) > outboxBytes || cap(o.value) > outboxBytes || cap(o.effects) > outboxEffects ||
+		cap(o.closer) > outboxEffects {
 		*o = outbox{}
 	}
 }

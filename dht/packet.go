@@ -207,6 +207,12 @@ func (r *response) size() int {
 
 // parseResponse parses a response. Its value aliases b.
 func parseResponse(b []byte) (response, error) {
+	var closer []netip.AddrPort
+	return parseResponseTo(b, &closer)
+}
+
+// parseResponseTo is parseResponse, but its closer nodes lie in what room holds.
+func parseResponseTo(b []byte, room *[]netip.AddrPort) (response, error) {
 	r := compact.NewReader(b)
 	if r.Uint8() != responseByte {
 		r.Fail(errNotResponse)
@@ -214,7 +220,8 @@ func parseResponse(b []byte) (response, error) {
 	flags, p := r.Uint(), response{}
 	p.tid, p.to, p.id, p.token = parseHead(&r, flags)
 	if flags&flagCloser != 0 {
-		p.closer = r.Addrs()
+		*room = r.AppendAddrs((*room)[:0])
+		p.closer = *room
 	}
 	if flags&flagError != 0 {
 		p.code = r.Uint()

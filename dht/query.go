@@ -13,6 +13,7 @@ const (
 	pathWidth             = 2    // nodes that a path goes on to
 	reuseConcurrency      = 3    // while waiting for the first of many nodes known to be close
 	queryMaxSeen          = 4096 // addresses a query keeps track of: lies of others end there
+	visitsMade            = 32   // at a time
 )
 
 // contact is a node to ask.
@@ -55,7 +56,8 @@ type query struct {
 
 	pending []contact // in no order
 	detours []contact // on paths, to be asked when nothing else is pending
-	seen    map[netip.AddrPort]*visit
+	seen    map[endpoint]*visit
+	visits  []visit // memory for some more
 	closest []found // nearest first, at most bucketSize
 	surplus []found // answered, but too many of one host or network; nearest first, as many
 
@@ -75,11 +77,14 @@ type visit struct {
 	state  visitState
 	queued bool // pending, or a detour
 	asked  bool
-	root   bool      // the query started from it
-	path   bool      // asked even if others are closer
-	next   []contact // of those it named the nearest to the target, if they are nearer than itself
+	root   bool // the query started from it
+	path   bool // asked even if others are closer
 	slow   bool
-	refs   []netip.AddrPort // who mentioned it
+	next   []endpoint // of those it named the nearest to the target, if they are nearer than itself
+	refs   []endpoint // who mentioned it
+
+	nextRoom [pathWidth]endpoint // of next and refs, as far as it is enough
+	refsRoom [4]endpoint
 }
 
 type visitState uint8
@@ -91,14 +96,31 @@ const (
 )
 
 func newQuery(target, own key.Target, concurrency int) *query {
-	return &query{target: target, own: own, concurrency: concurrency, seen: make(map[netip.AddrPort]*visit)}
+	return &query{target: target, own: own, concurrency: concurrency, seen: make(map[endpoint]*visit)}
+}
+
+// visit takes in a node that has not been seen.
+func (q *query) visit(c contact, hops int) *visit {
+	if len(q.visits) == 0 {
+		q.visits = make([]visit, visitsMade)
+	}
+	v := &q.visits[0]
+	q.visits = q.visits[1:]
+	v.contact, v.place, v.hops = c, placeOf(c.addr.Addr()), hops
+	v.next, v.refs = v.nextRoom[:0], v.refsRoom[:0]
+	q.seen[endpointOf(c.addr)] = v
+	return v
 }
 
 // start adds nodes to start from.
 func (q *query) start(nodes []contact) {
 	for _, c := range nodes {
-		q.add(c, netip.AddrPort{})
-		if v := q.seen[c.addr]; v != nil && !v.root {
+		v := q.seen[endpointOf(c.addr)]
+		q.add(c, v, nil)
+		if v == nil {
+			v = q.seen[endpointOf(c.addr)]
+		}
+		if v != nil && !v.root {
 			v.root, v.path = true, true
 			q.roots++
 		}
@@ -119,15 +141,15 @@ func (q *query) follow(v *visit) {
 	if v == nil || !v.path {
 		return
 	}
-	for _, c := range v.next {
-		w := q.seen[c.addr]
+	for _, e := range v.next {
+		w := q.seen[e]
 		switch {
 		case w == nil:
 			if len(q.seen) >= queryMaxSeen {
 				return
 			}
-			w = &visit{contact: c, place: placeOf(c.addr.Addr()), hops: v.hops + 1, refs: []netip.AddrPort{v.addr}}
-			q.seen[c.addr] = w
+			w = q.visit(contactAt(e.addr()), v.hops+1)
+			w.refs = append(w.refs, endpointOf(v.addr))
 		case w.path:
 			continue
 		}
@@ -137,7 +159,7 @@ func (q *query) follow(v *visit) {
 			q.follow(w) // each once, so it ends
 		case !w.queued:
 			w.queued = true
-			q.detours = append(q.detours, c)
+			q.detours = append(q.detours, w.contact)
 		}
 	}
 }
@@ -150,27 +172,28 @@ func (q *query) isCloser(id key.Target) bool {
 	return len(q.closest) < bucketSize || closerTo(q.target, id, q.closest[len(q.closest)-1].id)
 }
 
-// add takes in a node mentioned by ref (invalid: by nobody) and reports whether it is among the closest so far,
-// and whether it is known to be down.
-func (q *query) add(c contact, ref netip.AddrPort) (closer, down bool) {
+// add takes in a node, seen before as v unless that is nil, and mentioned by the node by (nil: by nobody). It reports
+// whether it is among the closest so far, and whether it is known to be down.
+func (q *query) add(c contact, v, by *visit) (closer, down bool) {
 	closer = q.isCloser(c.id)
-	if v := q.seen[c.addr]; v != nil {
-		if v.state == visitPending && ref.IsValid() && len(v.refs) < bucketSize {
-			v.refs = append(v.refs, ref)
+	if v != nil {
+		if v.state == visitPending && by != nil && len(v.refs) < bucketSize {
+			v.refs = append(v.refs, endpointOf(by.addr))
 		}
 		return closer, v.state == visitDown
 	}
 	if !closer || len(q.seen) >= queryMaxSeen {
 		return closer, false
 	}
-	v := &visit{contact: c, place: placeOf(c.addr.Addr()), queued: true}
-	if ref.IsValid() {
-		v.refs = append(v.refs, ref)
-		if by := q.seen[ref]; by != nil {
-			v.hops = by.hops + 1
-		}
+	hops := 0
+	if by != nil {
+		hops = by.hops + 1
 	}
-	q.seen[c.addr] = v
+	v = q.visit(c, hops)
+	v.queued = true
+	if by != nil {
+		v.refs = append(v.refs, endpointOf(by.addr))
+	}
 	q.pending = append(q.pending, c)
 	return true, false
 }
@@ -200,7 +223,7 @@ func (q *query) next() (contact, bool) {
 	}
 	for q.inflight < limit+q.slow && len(q.pending)+len(q.detours) > 0 {
 		c := q.pop()
-		v := q.seen[c.addr]
+		v := q.seen[endpointOf(c.addr)]
 		v.queued = false
 		if !v.asked && (v.path || q.isCloser(c.id) && !q.enoughOf(c)) {
 			v.asked = true
@@ -233,17 +256,26 @@ func (q *query) replied(addr netip.AddrPort, r *response, filter func(netip.Addr
 	}
 	adding := true
 	for _, a := range r.closer[:min(len(r.closer), bucketSize)] {
-		c := contactAt(a)
-		if c.id == q.own || !usable(a) || !filter(a) {
+		if !usable(a) || !filter(a) {
+			continue
+		}
+		e := endpointOf(a)
+		w, c := q.seen[e], contact{}
+		if w != nil {
+			c = w.contact // which saves computing the id
+		} else {
+			c = contactAt(a)
+		}
+		if c.id == q.own {
 			continue
 		}
 		if v != nil && (v.root || closerTo(q.target, c.id, v.id)) && len(v.next) < q.width(v) {
-			v.next = append(v.next, c)
+			v.next = append(v.next, e)
 		}
 		if !adding {
 			break
 		}
-		closer, isDown := q.add(c, addr)
+		closer, isDown := q.add(c, w, v)
 		if isDown {
 			down = append(down, a)
 		}
@@ -263,13 +295,16 @@ func (q *query) failed(addr netip.AddrPort) (refs []netip.AddrPort) {
 	if v == nil {
 		return nil
 	}
-	refs, v.refs = v.refs, nil
+	for _, e := range v.refs {
+		refs = append(refs, e.addr())
+	}
+	v.refs = nil
 	return refs
 }
 
 // late reports that the node at addr has not answered the first attempt. Another one is asked meanwhile.
 func (q *query) late(addr netip.AddrPort) {
-	if v := q.seen[addr]; v != nil && !v.slow {
+	if v := q.seen[endpointOf(addr)]; v != nil && !v.slow {
 		v.slow = true
 		q.slow++
 	}
@@ -277,7 +312,7 @@ func (q *query) late(addr netip.AddrPort) {
 
 func (q *query) ended(addr netip.AddrPort, state visitState) *visit {
 	q.inflight--
-	v := q.seen[addr]
+	v := q.seen[endpointOf(addr)]
 	if v == nil {
 		return nil
 	}
@@ -317,12 +352,16 @@ func (q *query) insert(f found) {
 		return
 	}
 	q.closest = slices.Insert(q.closest, at, f)
-	for i, o := range slices.Backward(q.closest) {
+	for i := len(q.closest) - 1; i >= 0 && f.place != 0; i-- {
+		if q.closest[i].place.network() != f.place.network() {
+			continue // nothing has changed for these
+		}
 		var before tally
-		for _, p := range q.closest[:i] {
-			before.count(o.place, p.place)
+		for j := range q.closest[:i] {
+			before.count(q.closest[i].place, q.closest[j].place)
 		}
 		if before.full() {
+			o := q.closest[i]
 			q.closest = slices.Delete(q.closest, i, i+1)
 			at, _ := slices.BinarySearchFunc(q.surplus, o.id, order)
 			q.surplus = slices.Insert(q.surplus, at, o)

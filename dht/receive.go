@@ -43,7 +43,8 @@ func isPacket(b []byte, from netip.AddrPort) bool {
 // receive takes in a packet.
 func (n *Node) receive(now time.Time, s Socket, b []byte, from netip.AddrPort) {
 	if b[0] == responseByte {
-		r, err := parseResponse(b)
+		o := n.box()
+		r, err := parseResponseTo(b, &o.closer)
 		if err != nil {
 			return
 		}

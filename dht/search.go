@@ -251,7 +251,7 @@ func (q *Query[T]) Stored() Stored {
 func (q *Query[T]) Stats() QueryStats {
 	q.n.mu.Lock()
 	defer q.n.mu.Unlock()
-	s := QueryStats{Requests: q.lookup.asked, Answers: q.lookup.answered, Found: q.found}
+	s := QueryStats{Requests: q.lookup.requests, Answers: q.lookup.answered, Found: q.found}
 	if len(q.lookup.closest) > 0 {
 		s.Hops = q.lookup.closest[0].hops
 	}

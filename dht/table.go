@@ -120,6 +120,9 @@ func (t *table) add(n *node) bool {
 // crowded reports whether a row that is full has no room for a node at p, whatever the others are.
 func (t *table) crowded(row int, p place) bool {
 	var n tally
+	if p == 0 {
+		return false
+	}
 	for _, m := range t.row(row) {
 		n.count(p, m.place())
 	}
@@ -132,11 +135,20 @@ func (t *table) surplus(row int, p place) *node {
 	if t.crowded(row, p) {
 		return nil
 	}
+	nodes := t.row(row)
+	var room [bucketSize]place
+	places := room[:len(nodes)]
+	for i, m := range nodes {
+		places[i] = m.place()
+	}
 	var latest *node
-	for _, m := range t.row(row) {
+	for i, m := range nodes {
+		if places[i] == 0 {
+			continue
+		}
 		var n tally
-		for _, o := range t.row(row) {
-			n.count(m.place(), o.place())
+		for _, o := range places {
+			n.count(places[i], o)
 		}
 		if n.over() && (latest == nil || m.added >= latest.added) {
 			latest = m

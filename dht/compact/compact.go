@@ -245,6 +245,14 @@ func (r *Reader) Addr6() netip.AddrPort {
 // Addrs reads an array of IPv4 addresses into a slice of its own. It allocates no more than the input holds.
 func (r *Reader) Addrs() []netip.AddrPort { return readArray(r, AddrSize, (*Reader).Addr) }
 
+// AppendAddrs appends what Addrs returns to dst.
+func (r *Reader) AppendAddrs(dst []netip.AddrPort) []netip.AddrPort {
+	for range r.Count(AddrSize) {
+		dst = append(dst, r.Addr())
+	}
+	return dst
+}
+
 // Addrs6 reads an array of IPv6 addresses into a slice of its own. It allocates no more than the input holds.
 func (r *Reader) Addrs6() []netip.AddrPort { return readArray(r, Addr6Size, (*Reader).Addr6) }
 

@@ -22,7 +22,7 @@ func NewHub() (*Hub, error) {
 }
 
 // Listen opens a socket as the function [Listen] does, and has what it receives handed to h, from now on, until the Conn
-// is closed; h may run once more while and after that. Datagrams longer than 2048 bytes are dropped. Receive fails, and
+// is closed; h may run once more while and after that. Datagrams longer than 2048 bytes may be dropped. Receive fails, and
 // when the send buffer is full a datagram is lost instead of waited for.
 func (g *Hub) Listen(cfg Config, h Handler) (*Conn, error) { return g.listen(cfg, h) }
 
