@@ -58,15 +58,15 @@ func load(port uint16, kind string, p pattern, d time.Duration) error {
 		}
 		wg.Go(func() {
 			defer func() { _ = c.Close() }()
-			client{c, kind, to, uint16(i * 1009)}.run(p.Window, end, &answers)
+			loader{c, kind, to, uint16(i * 1009)}.run(p.Window, end, &answers)
 		})
 	}
 	wg.Wait()
 	return json.NewEncoder(os.Stdout).Encode(map[string]int64{"answers": answers.Load()})
 }
 
-// client asks the node at to.
-type client struct {
+// loader asks the node at to.
+type loader struct {
 	conn *net.UDPConn
 	kind string
 	to   netip.AddrPort
@@ -74,7 +74,7 @@ type client struct {
 }
 
 // run has so many requests unanswered until end. What is lost is not asked again.
-func (c client) run(window int, end time.Time, answers *atomic.Int64) {
+func (c loader) run(window int, end time.Time, answers *atomic.Int64) {
 	if err := c.conn.SetReadDeadline(end); err != nil {
 		return
 	}

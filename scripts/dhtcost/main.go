@@ -23,6 +23,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -63,6 +64,7 @@ var kinds = []string{"ping", "find_node", "find_peer"}
 type implementation struct {
 	name    string
 	command func(count int) []string
+	client  []string // a command that asks: see client
 }
 
 // child is nodes in a process of their own.
@@ -74,6 +76,7 @@ type child struct {
 type event struct {
 	Event string `json:"event"`
 	Port  uint16 `json:"port"`
+	count
 }
 
 // start starts nodes, on one core if core is not empty, and returns once they are ready. port is the first one's.
@@ -358,52 +361,101 @@ func loopbackUp() error {
 	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req)
 }
 
-// inside measures.
-func inside(program string, count int, idle, busy time.Duration) (all []cost, err error) {
-	if err := loopbackUp(); err != nil {
-		return nil, fmt.Errorf("loopback device: %w", err)
+// results are all that was measured.
+type results struct {
+	Schema   int     `json:"schema"`
+	Measured []cost  `json:"measured"`
+	Asked    []asked `json:"asked"`
+}
+
+// parts says what is to be measured.
+type parts struct{ rest, answers, asking bool }
+
+func parseParts(s string) (p parts, err error) {
+	for name := range strings.SplitSeq(s, ",") {
+		switch name {
+		case "rest":
+			p.rest = true
+		case "answers":
+			p.answers = true
+		case "asking":
+			p.asking = true
+		default:
+			return p, fmt.Errorf("-parts: %q is none of rest, answers, asking", name)
+		}
 	}
-	for _, im := range []implementation{
-		{"omegatun", func(count int) []string {
-			return []string{
-				program, "node", "--bootstrap", "--host", "127.0.0.1", "--nodes", strconv.Itoa(count), "--persistent", "--json",
+	return p, nil
+}
+
+// inside measures.
+func inside(program string, parts parts, count int, idle, busy time.Duration) (r results, err error) {
+	r.Schema = 3
+	if err := loopbackUp(); err != nil {
+		return r, fmt.Errorf("loopback device: %w", err)
+	}
+	ours := implementation{"omegatun", func(count int) []string {
+		return []string{
+			program, "node", "--bootstrap", "--host", "127.0.0.1", "--nodes", strconv.Itoa(count), "--persistent", "--json",
+		}
+	}, []string{self(), "-client"}}
+	npms := implementation{"hyperdht", func(count int) []string {
+		return []string{"node", "scripts/dhtcost/nodes.js", strconv.Itoa(count)}
+	}, []string{"node", "scripts/dhtcost/ask.js"}}
+	for _, im := range []implementation{ours, npms} {
+		c := cost{Name: im.name, Nodes: count}
+		if parts.rest {
+			if err := im.rest(&c, idle); err != nil {
+				return r, err
 			}
-		}},
-		{"hyperdht", func(count int) []string {
-			return []string{"node", "scripts/dhtcost/nodes.js", strconv.Itoa(count)}
-		}},
-	} {
-		r := cost{Name: im.name, Nodes: count}
-		if err := im.rest(&r, idle); err != nil {
-			return nil, err
 		}
-		if r.Answers, err = im.work(workers, kinds, busy); err != nil {
-			return nil, err
+		if parts.answers {
+			if c.Answers, err = im.work(workers, kinds, busy); err != nil {
+				return r, err
+			}
 		}
-		all = append(all, r)
+		r.Measured = append(r.Measured, c)
 	}
 	kernel := cost{Name: "kernel"}
 	for _, kind := range kinds {
-		im := implementation{kernel.Name, func(int) []string { return []string{self(), "-echo", strconv.Itoa(echoSizes[kind])} }}
+		if !parts.answers {
+			break
+		}
+		im := implementation{kernel.Name, func(int) []string { return []string{self(), "-echo", strconv.Itoa(echoSizes[kind])} }, nil}
 		answers, err := im.work(1, []string{kind}, busy)
 		if err != nil {
-			return nil, err
+			return r, err
 		}
 		kernel.Answers = append(kernel.Answers, answers...)
 	}
-	return append(all, kernel), nil
+	r.Measured = append(r.Measured, kernel)
+	for _, q := range questions {
+		if !parts.asking {
+			break
+		}
+		for _, ends := range [][2]implementation{{ours, ours}, {npms, npms}, {npms, ours}, {ours, npms}} {
+			a, err := ends[0].question(ends[1], q.kind, q.window, busy)
+			if err != nil {
+				return r, err
+			}
+			r.Asked = append(r.Asked, a)
+		}
+		log.Printf("asking: %s, %d at a time, measured", q.kind, q.window)
+	}
+	return r, nil
 }
 
 // table prints what was measured.
-func table(all []cost) {
-	g, j, kernel := all[0], all[1], all[2]
+func (r results) table(parts parts) {
+	g, j, kernel := r.Measured[0], r.Measured[1], r.Measured[2]
 	fmt.Printf("%-44s %12s %12s %8s %8s\n", fmt.Sprintf("%d nodes in a process", g.Nodes), g.Name, "npm "+j.Name, "ratio", "echo")
 	row := func(name string, a, b float64) { fmt.Printf("%-44s %12.1f %12.1f %7.1fx", name, a, b, b/a) }
 	line := func(name string, a, b float64) { row(name, a, b); fmt.Println() }
-	line("memory of a node, KiB", g.Node, j.Node)
-	line("memory of a process with one, KiB", g.Process, j.Process)
-	line("idle, bytes sent a minute", g.Idle, j.Idle)
-	line("idle, CPU us a minute", g.IdleCPU, j.IdleCPU)
+	if parts.rest {
+		line("memory of a node, KiB", g.Node, j.Node)
+		line("memory of a process with one, KiB", g.Process, j.Process)
+		line("idle, bytes sent a minute", g.Idle, j.Idle)
+		line("idle, CPU us a minute", g.IdleCPU, j.IdleCPU)
+	}
 	for i, a := range g.Answers {
 		b := j.Answers[i]
 		if i%len(kinds) == 0 {
@@ -419,6 +471,16 @@ func table(all []cost) {
 		line("    outside the kernel", a.User, b.User)
 		fmt.Printf("%-44s %12.0f %12.0f %7.1fx\n", "    answers a second", a.PerSecond, b.PerSecond, a.PerSecond/b.PerSecond)
 	}
+	for q := range slices.Chunk(r.Asked, 4) {
+		a, b, mixed, other := q[0], q[1], q[2], q[3]
+		fmt.Printf("%s, %d at a time, requests of each: %.1f, npm %.1f\n", a.Kind, a.Window, a.Requests, b.Requests)
+		line("  CPU us of a request, both ends", a.both(), b.both())
+		line("    of who asks", a.Ask, b.Ask)
+		line("    of who answers", a.Answer, b.Answer)
+		line("  npm asks: us of who answers", mixed.Answer, b.Answer)
+		line("  npm answers: us of who asks", other.Ask, b.Ask)
+		fmt.Printf("%-44s %12.0f %12.0f %7.1fx\n", "  requests a second", a.PerSecond, b.PerSecond, a.PerSecond/b.PerSecond)
+	}
 }
 
 func run() error {
@@ -426,6 +488,7 @@ func run() error {
 	count := flag.Int("nodes", 1000, "nodes in a process")
 	idle := flag.Duration("idle", time.Minute, "how long idle nodes are watched")
 	busy := flag.Duration("busy", 10*time.Second, "how long each kind of request is sent")
+	only := flag.String("parts", "rest,answers,asking", "what to measure")
 	asJSON := flag.Bool("json", false, "print the numbers as JSON instead of a table")
 	out := flag.String("out", "", "`file` for the numbers as JSON")
 	// The program itself uses what follows.
@@ -435,8 +498,14 @@ func run() error {
 	clients := flag.Int("clients", 1, "from so many ports")
 	window := flag.Int("window", 1, "requests of each in flight")
 	echoes := flag.Int("echo", 0, "answer everything with so many `bytes`")
+	asks := flag.Bool("client", false, "ask as the arguments say: port, kind, window, milliseconds to warm up and to ask")
 	flag.Parse()
+	parts, err := parseParts(*only)
 	switch {
+	case err != nil:
+		return err
+	case *asks:
+		return clientOf(flag.Args())
 	case *echoes > 0:
 		return echo(*echoes)
 	case *loads != "":
@@ -446,11 +515,11 @@ func run() error {
 	case *program == "":
 		return outside()
 	}
-	all, err := inside(*program, *count, *idle, *busy)
+	all, err := inside(*program, parts, *count, *idle, *busy)
 	if err != nil {
 		return err
 	}
-	b, err := json.MarshalIndent(map[string]any{"schema": 2, "measured": all}, "", "  ")
+	b, err := json.MarshalIndent(all, "", "  ")
 	if err != nil {
 		return err
 	}
@@ -463,7 +532,7 @@ func run() error {
 		fmt.Println(string(b))
 		return nil
 	}
-	table(all)
+	all.table(parts)
 	return nil
 }
 
