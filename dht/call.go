@@ -182,6 +182,7 @@ func (n *Node) endCall(now time.Time, c *call, a *answer, err error) {
 	}
 	c.over = true
 	n.alarms.stop(&c.alarm)
+	n.ended++
 	delete(n.calls, c.key())
 	n.window.ended(now)
 	c.end(now, a, err)

@@ -42,6 +42,7 @@ type Node struct {
 	suspended bool
 	out       *outbox   // what to do once mu is free, or requests that are being gathered; nil: nothing
 	gathering bool      // somebody is about to send what is in out
+	ended     int       // requests that ended since the last one was sent by doRequest
 	alarms    alarms    // what to do later
 	armed     time.Time // when the timer rings; zero: it does not
 	changes   chan struct{}
@@ -231,7 +232,8 @@ func (n *Node) unlock() {
 	}
 }
 
-// gatherFrom is how many requests on their way make it likely that others follow at once.
+// gatherFrom is how many requests that are on their way, or have just been answered, make it likely that others follow
+// at once.
 const gatherFrom = 4
 
 // doRequest is do for f that does no more than to send requests. If many are on their way, those that other goroutines
@@ -240,7 +242,8 @@ func (n *Node) doRequest(f func(now time.Time)) {
 	n.mu.Lock()
 	f(n.clock.Now())
 	switch {
-	case len(n.calls) < gatherFrom:
+	case len(n.calls)+n.ended < gatherFrom:
+		n.ended = 0
 		n.unlock()
 	case n.gathering:
 		n.arm()
@@ -250,7 +253,7 @@ func (n *Node) doRequest(f func(now time.Time)) {
 		n.mu.Unlock()
 		runtime.Gosched()
 		n.mu.Lock()
-		n.gathering = false
+		n.gathering, n.ended = false, 0
 		n.unlock()
 	}
 }
