@@ -260,7 +260,8 @@ func (q *query) replied(addr netip.AddrPort, r *response, filter func(netip.Addr
 			continue
 		}
 		e := endpointOf(a)
-		w, c := q.seen[e], contact{}
+		w := q.seen[e]
+		var c contact
 		if w != nil {
 			c = w.contact // which saves computing the id
 		} else {
