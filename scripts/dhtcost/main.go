@@ -1,13 +1,14 @@
 //go:build linux
 
 // Command dhtcost measures what a DHT node costs, next to npm's hyperdht: memory and idle traffic of a node, of many in
-// one process on loopback sockets, and processor time of an answer on one core.
+// one process on loopback sockets, and processor time of an answer on one core, and of asking.
 //
-//	go run ./scripts/dhtcost               # 1,000 nodes of each: ten minutes
-//	go run ./scripts/dhtcost -nodes 200    # five minutes
+//	go run ./scripts/dhtcost                 # 1,000 nodes of each: a quarter of an hour
+//	go run ./scripts/dhtcost -parts asking   # five minutes
 //
 // What is measured is the command omegatun node, as it is built here, and a few lines of JavaScript that do the same
-// (nodes.js). Both are asked the same by the same program with plain sockets, on another core, and both are looked at from outside: by /proc,
+// (nodes.js). Both are asked the same by the same program with plain sockets, on another core; then by a program that uses the
+// module's packages, and by one in JavaScript (ask.js), each asking each. All are looked at from outside: by /proc,
 // and by the counters of a network namespace in which there is nothing else. It needs root or user namespaces; and node, and
 // takes hyperdht from scripts/interop/node_modules, or has npm install it into a temporary folder.
 package main
