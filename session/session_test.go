@@ -108,7 +108,7 @@ func (p *Peer) linkCount() int {
 func (e *end) connected(t *testing.T, k key.Public) time.Duration {
 	t.Helper()
 	began := time.Now()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	if err := e.Peer(k).Wait(ctx); err != nil {
 		t.Fatalf("%s does not connect: %v", e.name, err)

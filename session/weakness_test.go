@@ -227,15 +227,16 @@ func TestGuessedPortsAreFoundSoon(t *testing.T) {
 					if usable := a.connected(t, b.public()); usable > 350*time.Millisecond {
 						t.Errorf("seed %d: connected after %v", seed, usable)
 					}
-					a.wantPath(t, b.public(), PathDirect, 3*time.Minute)
+					a.wantPath(t, b.public(), PathDirect, 20*time.Minute)
 					took = append(took, time.Since(began))
 				})
 			}
 			slices.Sort(took)
 			median, p90 := took[len(took)/2], took[len(took)*9/10]
 			t.Logf("direct after %v (median), %v (p90), %v (longest)", median, p90, took[len(took)-1])
-			if tries >= 100 && (median > 2500*time.Millisecond || p90 > 8*time.Second) { // goals: 2 s and 6 s
-				t.Errorf("direct after %v (median) and %v (p90)", median, p90)
+			n := len(took)
+			if tries >= 100 && (countOver(took, 2500*time.Millisecond) > atMost(0.5, n) || countOver(took, 8*time.Second) > atMost(0.1, n)) {
+				t.Errorf("direct after %v (median) and %v (p90)", median, p90) // goals: 2 s and 6 s
 			}
 		})
 	}
