@@ -29,6 +29,8 @@ const (
 	// peer gives each copy the same answer.
 	handshakeHead   = 600 * time.Millisecond
 	handshakeCopies = 3
+	// silentAfter is how long a peer that is announced may leave our handshake unanswered before that is told.
+	silentAfter = 3 * time.Second
 	// handshakesAtOnce bounds the relays through which one attempt sends its handshake at the same time.
 	handshakesAtOnce = 2
 	// openTimeout bounds the search for a path after the handshake where no punching goes on: the reference waits
@@ -56,6 +58,7 @@ type dialing struct {
 	// needless, if set, is asked before each handshake; once it returns true no more are sent, because the
 	// peer has connected meanwhile. A handshake that has been sent is seen through: the peer may have chosen it.
 	needless func() bool
+	silence  func() // as DialConfig.OnSilence
 }
 
 // dial finds the peer, shakes hands and opens a path. It blocks until the link is up; the error is a
@@ -123,6 +126,7 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 	}
 	hs := handshaking{
 		host: h, account: l.account, remote: d.remote, initiator: initiator, message: msg, stage: stage, needless: d.needless,
+		silence: d.silence,
 	}
 	near, ok := h.sockets.near(d.remote)
 	if ok = ok && !d.at.IsValid(); ok {
@@ -436,6 +440,7 @@ type handshaking struct {
 	stage   *Stage
 
 	needless func() bool
+	silence  func()  // as DialConfig.OnSilence
 	near     *nearby // where the peer was reached last; nil: unknown
 
 	mu        sync.Mutex // guards the fields below
@@ -503,13 +508,20 @@ func (hs *handshaking) run(ctx context.Context, relays []netip.AddrPort) error {
 		}
 	}
 	named := false // by the DHT
+	waiting, answered := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	defer watch.Wait()
+	defer answered()
 	var queryErr error
 	for r, err := range hs.host.node.FindPeer(ctx, hs.remote.Target(), relays) {
 		if err != nil {
 			queryErr = err
 			break
 		}
-		named = true
+		if !named {
+			named = true
+			watch.Go(func() { hs.watch(waiting) })
+		}
 		if !hs.claim(r.From) {
 			continue
 		}
@@ -546,6 +558,21 @@ func (hs *handshaking) run(ctx context.Context, relays []netip.AddrPort) error {
 		return queryErr
 	}
 	return ErrNotFound
+}
+
+// watch tells when the peer, which is announced, has not answered for long. It ends with ctx.
+func (hs *handshaking) watch(ctx context.Context) {
+	timer := time.NewTimer(silentAfter)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+		return
+	}
+	hs.account.step(StageHandshake, "the peer is announced, but has not answered for %v: it is not running any more, or does not allow our key", silentAfter)
+	if hs.silence != nil {
+		hs.silence()
+	}
 }
 
 // claim reports whether relay has not been tried yet, and marks it.

@@ -360,7 +360,7 @@ func (h *Host) Dial(ctx context.Context, k key.Public, cfg DialConfig) (*secrets
 	if local.IsZero() {
 		local = h.cfg.Identity
 	}
-	l, err := h.dial(ctx, dialing{local: local, remote: k, relays: cfg.Relays, through: cfg.RelayThrough})
+	l, err := h.dial(ctx, dialing{local: local, remote: k, relays: cfg.Relays, through: cfg.RelayThrough, silence: cfg.OnSilence})
 	if err != nil {
 		return nil, err
 	}
@@ -373,6 +373,9 @@ type DialConfig struct {
 	Relays   []netip.AddrPort // DHT nodes to try first
 	// RelayThrough are the keys of relays to meet the peer at, in place of those of the Host.
 	RelayThrough []key.Public
+	// OnSilence, if set, is called at most once, before Dial returns: the key is announced, but nobody has answered the handshake
+	// for three seconds. Most likely that is how it ends (ErrNoAnswer), but Dial goes on, for as long again or longer.
+	OnSilence func()
 }
 
 // offer is the tunnel offer for a link.

@@ -182,9 +182,16 @@ func TestStrangerMeetsSilence(t *testing.T) {
 		b.listen(t)
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()
-		_, err := a.dial(ctx, dialing{local: a.cfg.Identity, remote: b.public(), tunnel: true})
+		var silences []time.Duration
+		began := time.Now()
+		_, err := a.dial(ctx, dialing{local: a.cfg.Identity, remote: b.public(), tunnel: true, silence: func() {
+			silences = append(silences, time.Since(began))
+		}})
 		if !errors.Is(err, ErrNoAnswer) {
 			t.Errorf("a stranger's dial: %v, want ErrNoAnswer", err)
+		}
+		if len(silences) != 1 || silences[0] < silentAfter || silences[0] > silentAfter+time.Second {
+			t.Errorf("the silence was told after %v, want once after %v", silences, silentAfter)
 		}
 		if b.Refused() == 0 {
 			t.Error("no refused handshake was counted: did it arrive at all?")
@@ -200,7 +207,9 @@ func TestUnknownKeyIsNotFound(t *testing.T) {
 		w := newWorld(t, lab.Config{Seed: 1, Latency: 5 * time.Millisecond})
 		ha, _, _, _ := w.homes()
 		a := w.end(ha)
-		_, err := a.Dial(t.Context(), keyOf("nobody"), DialConfig{})
+		_, err := a.Dial(t.Context(), keyOf("nobody"), DialConfig{OnSilence: func() {
+			t.Error("told that somebody who is not announced does not answer")
+		}})
 		if !errors.Is(err, ErrNotFound) {
 			t.Errorf("dial: %v, want ErrNotFound", err)
 		}

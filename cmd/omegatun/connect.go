@@ -67,7 +67,9 @@ func (e *env) connect(ctx context.Context, peer string, timeout time.Duration) (
 	defer func() { err = cmp.Or(err, e.closeHost(ctx, h, dir)) }()
 
 	dialing, cancel := context.WithTimeout(ctx, timeout)
-	c, err := h.Dial(dialing, p.Key, session.DialConfig{})
+	c, err := h.Dial(dialing, p.Key, session.DialConfig{OnSilence: func() {
+		e.note("the key is announced, but nobody answers yet: it is not running any more, or does not allow this one, %s", k.Public())
+	}})
 	cancel()
 	if err != nil {
 		if ctx.Err() != nil {

@@ -138,6 +138,7 @@ type forwarded struct {
 	listener net.Listener
 	reached  atomic.Bool // the peer has answered before
 	down     atomic.Bool // the last attempt to connect failed
+	silent   atomic.Bool // it was told that the peer does not answer
 }
 
 // forwarder carries TCP connections to peers.
@@ -241,6 +242,7 @@ func (f *forwarder) carry(ctx context.Context, tcp *net.TCPConn, v *forwarded) {
 		return
 	}
 	v.reached.Store(true)
+	v.silent.Store(false)
 	if v.down.Swap(false) {
 		f.env.say("port %d of %s can be reached again", v.port, v.name())
 	}
@@ -341,7 +343,7 @@ func (f *forwarder) dial(ctx context.Context, v *forwarded) (halfCloser, error) 
 		return nil, err
 	}
 	for {
-		c, err := f.host.Dial(dialing, k, session.DialConfig{})
+		c, err := f.host.Dial(dialing, k, session.DialConfig{OnSilence: func() { f.tellSilence(v) }})
 		switch {
 		case err == nil:
 			return c, nil
@@ -355,6 +357,13 @@ func (f *forwarder) dial(ctx context.Context, v *forwarded) (halfCloser, error) 
 			return nil, daemon.Explain(err)
 		case <-time.After(redialPause):
 		}
+	}
+}
+
+// tellSilence says once that the peer is announced, but does not answer, while that goes on.
+func (f *forwarder) tellSilence(v *forwarded) {
+	if !v.down.Load() && !v.silent.Swap(true) {
+		f.env.note("port %d of %s is announced, but nobody answers yet: it is not served any more, or not to us", v.port, v.name())
 	}
 }
 
