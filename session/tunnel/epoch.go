@@ -33,7 +33,7 @@ type Epoch struct {
 
 	_       [64]byte // sending and receiving do not share a cache line
 	send    direction
-	counter atomic.Uint64 // of the next datagram to seal
+	counter atomic.Uint64 // of the next datagram to seal: see reserve
 
 	_       [64]byte
 	receive direction
@@ -124,13 +124,13 @@ func (e *Epoch) Seal(dst, plaintext []byte) ([]byte, error) {
 	if e.send.aead == nil {
 		return nil, ErrClosed
 	}
-	nonce := e.nonces.Get().(*[nonceSize]byte)
-	defer e.nonces.Put(nonce)
-	b, err := e.seal(dst, plaintext, nonce)
+	counter, _, err := e.reserve(1)
 	if err != nil {
 		return nil, err
 	}
-	return b, nil
+	nonce := e.nonces.Get().(*[nonceSize]byte)
+	defer e.nonces.Put(nonce)
+	return e.seal(dst, plaintext, counter, nonce), nil
 }
 
 // Open appends the plaintext of a datagram to dst and returns the extended slice. It allocates only if dst has
