@@ -34,6 +34,15 @@ type Device interface {
 // leaves checksums to the host's kernel. Package tun has one, and says what the methods do.
 type LargeDevice interface {
 	Device
+	Queue
+	// WriteLarge is Write, but buffers need no capacity behind the packets. Packet i has an unfinished checksum if
+	// unfinished[i] is set. It returns how many packets were written.
+	WriteLarge(bufs [][]byte, offset int, unfinished []bool) (int, error)
+}
+
+// Queue is where packets from the host wait. A [LargeDevice] is one, and may have others beside it, all packets of a flow being in one
+// of them: see [Forwarder.RunQueue].
+type Queue interface {
 	// ReadLarge waits for packets and returns how many there are, valid until the next call. Errors are those of Read.
 	ReadLarge() (int, error)
 	// Packet returns packet i, large or not, and the length of the longest that it stands for.
@@ -41,9 +50,6 @@ type LargeDevice interface {
 	// Cut returns the next of the packets that packet i stands for, as b[offset:]; nil after the last. It is what
 	// [Session] wants of next.
 	Cut(i, offset int, finish bool) (b []byte, unfinished bool)
-	// WriteLarge is Write, but buffers need no capacity behind the packets. Packet i has an unfinished checksum if
-	// unfinished[i] is set. It returns how many packets were written.
-	WriteLarge(bufs [][]byte, offset int, unfinished []bool) (int, error)
 }
 
 // Headroom is the offset in bytes at which the forwarder reads and writes packets of its own. It is enough for every
@@ -60,7 +66,7 @@ type Config struct {
 }
 
 // Forwarder carries packets between a device and the sessions of peers. All methods are safe for concurrent use. It
-// starts no goroutine: [Forwarder.Run] and [Forwarder.Deliver] work in their caller's.
+// starts no goroutine: [Forwarder.Run], [Forwarder.RunQueue] and [Forwarder.Deliver] work in their caller's.
 type Forwarder struct {
 	dev      Device
 	large    LargeDevice  // dev, if it is one
@@ -149,10 +155,20 @@ func (f *Forwarder) Stats() Stats { return f.counters.stats() }
 // error of reading ends it too. When ctx ends, Run returns its cause after the batch that is being waited for: close
 // the device to end it at once. Run must be called only once.
 func (f *Forwarder) Run(ctx context.Context) error {
-	o, err := newOutbound(f)
+	if f.large != nil {
+		return f.RunQueue(ctx, f.large)
+	}
+	s, err := newPlainSource(f.dev)
 	if err != nil {
 		return err
 	}
+	return f.RunQueue(ctx, s)
+}
+
+// RunQueue is Run for one of the queues of the device. It must be called only once for each, also at the same time for several: they
+// share nothing but the table and the sessions.
+func (f *Forwarder) RunQueue(ctx context.Context, q Queue) error {
+	o := newOutbound(f, q)
 	for ctx.Err() == nil {
 		n, err := o.from.ReadLarge()
 		o.forward(n)
@@ -253,10 +269,10 @@ func (f *Forwarder) isLocal(a netip.Addr) bool { return slices.Contains(f.local,
 // are lost then.
 const usualMTU = 1500
 
-// outbound is the state of [Forwarder.Run], owned by its goroutine.
+// outbound is the state of [Forwarder.RunQueue], owned by its goroutine.
 type outbound struct {
 	f     *Forwarder
-	from  source
+	from  Queue
 	batch []routed // the packets of one ReadLarge
 	spare []byte   // the headroom of reply, with the capacity for a message
 	reply [1][]byte
@@ -276,14 +292,7 @@ type routed struct {
 	length int   // without the bytes that follow it; zero: it is a large packet, and none do
 }
 
-// source is what outbound wants of a [LargeDevice].
-type source interface {
-	ReadLarge() (int, error)
-	Packet(i int) (packet []byte, longest int)
-	Cut(i, offset int, finish bool) (b []byte, unfinished bool)
-}
-
-// plainSource makes a source of a Device.
+// plainSource makes a Queue of a Device.
 type plainSource struct {
 	dev   Device
 	bufs  [][]byte // the device reads into these
@@ -325,16 +334,10 @@ func (s *plainSource) Cut(i, offset int, _ bool) (b []byte, unfinished bool) {
 	return s.bufs[i][Headroom-offset : Headroom+s.sizes[i]], false
 }
 
-func newOutbound(f *Forwarder) (*outbound, error) {
-	o := &outbound{f: f, spare: make([]byte, Headroom, Headroom+MinMTU)}
+func newOutbound(f *Forwarder, from Queue) *outbound {
+	o := &outbound{f: f, from: from, spare: make([]byte, Headroom, Headroom+MinMTU)}
 	o.next = o.cut
-	if f.large != nil {
-		o.from = f.large
-		return o, nil
-	}
-	var err error
-	o.from, err = newPlainSource(f.dev)
-	return o, err
+	return o
 }
 
 // forward sends the first n packets that were read, those to one peer together.

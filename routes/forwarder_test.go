@@ -595,10 +595,11 @@ func TestNothingIsAllocatedPerPacket(t *testing.T) {
 	out := tuntest.TCP(port(us4, 1), port(them4, 2), tuntest.Segment{Flags: tuntest.ACK, Payload: make([]byte, 1380)})
 	dev := &loopDevice{batch: slices.Repeat([][]byte{out}, 40)}
 	f, p := benchForwarder(t, dev)
-	o, err := newOutbound(f)
+	source, err := newPlainSource(dev)
 	if err != nil {
 		t.Fatal(err)
 	}
+	o := newOutbound(f, source)
 	n := testing.AllocsPerRun(100, func() {
 		dev.left = 40
 		n, err := o.from.ReadLarge()
@@ -625,10 +626,11 @@ func BenchmarkRun(b *testing.B) {
 	packet := tuntest.TCP(port(us6, 1), port(them6, 2), tuntest.Segment{Flags: tuntest.ACK, Payload: make([]byte, 1360)})
 	dev := &loopDevice{batch: slices.Repeat([][]byte{packet}, 40)}
 	f, _ := benchForwarder(b, dev)
-	o, err := newOutbound(f)
+	source, err := newPlainSource(dev)
 	if err != nil {
 		b.Fatal(err)
 	}
+	o := newOutbound(f, source)
 	b.SetBytes(int64(len(packet)))
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {

@@ -21,7 +21,8 @@ type Session interface {
 	// it is for a peer that can finish it.
 	//
 	// An error concerns all of the packets; they are counted as [NoSession] and, for [ErrUnreachable], answered. It is called
-	// from the goroutine of [Forwarder.Run] only, and should not block: everyone's packets wait meanwhile.
+	// from the goroutines of [Forwarder.Run] and [Forwarder.RunQueue], perhaps from several at once, but never with packets of the same flow;
+	// and it should not block: everyone's packets wait meanwhile.
 	SendFrom(next func(offset int, finish bool) (b []byte, unfinished bool)) error
 }
 

@@ -21,12 +21,13 @@ const (
 	inboundBatch = 128
 )
 
-// serve receives from a socket until it is closed, and hands each datagram to the part it belongs to.
-func (h *Host) serve(s Socket) {
+// serve receives what comes in at s by way of r until it is closed, and hands each datagram to the part it belongs to. Of a socket that
+// all peers use there may be several receivers, and whoever uses s does not see which one it was.
+func (h *Host) serve(s Socket, r Receiver) {
 	burst := h.node.NewBurst()
 	in := inbound{host: h, burst: &burst, streams: h.mux.NewBurst()}
 	for {
-		batch, err := s.Receive()
+		batch, err := r.Receive()
 		if err != nil {
 			if !errors.Is(err, net.ErrClosed) {
 				h.log.Error("socket failed", "local", s.LocalAddr(), "error", err)

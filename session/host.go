@@ -63,6 +63,9 @@ type Config struct {
 	Avoid func(netip.Addr) bool
 	// OnPeer is told when a Peer connects, or cannot be reached. It must return quickly. Default: nobody.
 	OnPeer func(PeerEvent)
+	// Receivers is how many goroutines receive from each of the sockets that all peers use. What comes from one address and port
+	// always comes to the same. Default: one, as on systems that cannot divide it.
+	Receivers int
 	// MTU is the size in bytes of the largest packets that peers are sent, that of a TUN device. Paths are probed for what such
 	// packets need, and no more. Default: DefaultMTU.
 	MTU int
@@ -212,16 +215,30 @@ func New(cfg Config) (*Host, error) {
 	}
 	h.startMapping()
 	h.startLAN()
-	for _, s := range []Socket{h.server, h.client} {
-		useBulk(s)
-		h.wg.Go(func() { h.serve(s) })
-	}
-	if h.six != nil {
-		h.wg.Go(func() { h.serve(h.six) })
-	}
+	h.serveMain()
 	h.warnIPv6Only()
 	h.wg.Go(h.maintain)
 	return h, nil
+}
+
+// serveMain serves the sockets that live as long as the Host, each in as many goroutines as configured.
+func (h *Host) serveMain() {
+	main := []Socket{h.server, h.client}
+	for _, s := range main {
+		useBulk(s)
+	}
+	if h.six != nil {
+		main = append(main, h.six)
+	}
+	var shares [3][]Receiver
+	for i, s := range main { // before anything comes in
+		shares[i] = receivers(s, h.cfg.Receivers)
+	}
+	for i, s := range main {
+		for _, r := range shares[i] {
+			h.wg.Go(func() { h.serve(s, r) })
+		}
+	}
 }
 
 // listenIPv6 opens the socket for IPv6, at the server's port if that is free, and returns nil if there is to be none.
@@ -512,7 +529,7 @@ func (h *Host) openSocket(sink *probeSink) (Socket, error) {
 	h.sinks[s] = sink
 	h.mu.Unlock()
 	h.wg.Go(func() {
-		h.serve(s)
+		h.serve(s, s)
 		h.mu.Lock()
 		delete(h.sinks, s)
 		h.mu.Unlock()

@@ -1,6 +1,8 @@
 package session
 
 import (
+	"errors"
+	"log/slog"
 	"net"
 	"net/netip"
 	"sync/atomic"
@@ -38,6 +40,28 @@ type Batch interface {
 	Datagram(i int) ([]byte, netip.AddrPort)
 }
 
+// A Receiver receives a part of what comes in at a [Socket]. It has a single caller.
+type Receiver interface {
+	// Receive is [Socket.Receive].
+	Receive() (Batch, error)
+}
+
+// sharedSocket is what a Socket may implement to be received from in several goroutines: what comes from one address and
+// port always comes to the same receiver.
+type sharedSocket interface {
+	// share returns n receivers in all, the first of which is the Socket, or as many as the system allows. It is called once,
+	// before anything is received. Closing the Socket closes them.
+	share(n int) []Receiver
+}
+
+// receivers returns n receivers of s, or as many as it can have.
+func receivers(s Socket, n int) []Receiver {
+	if shared, ok := s.(sharedSocket); ok && n > 1 {
+		return shared.share(n)
+	}
+	return []Receiver{s}
+}
+
 // osNetwork is the Network of the operating system.
 type osNetwork struct{ cfg udp.Config }
 
@@ -47,6 +71,9 @@ type osSocket struct {
 	batch *udp.Batch
 	large bool        // the arena is a large one
 	bulk  atomic.Bool // it is to be one
+	log   *slog.Logger
+
+	more []*osSocket // other receivers at the same port; see share
 }
 
 // bulkSocket is what a Socket may implement to be told that it will carry more than a few datagrams.
@@ -59,7 +86,37 @@ func useBulk(s Socket) {
 	}
 }
 
-func (s *osSocket) useBulk() { s.bulk.Store(true) }
+func (s *osSocket) useBulk() {
+	s.bulk.Store(true)
+	for _, other := range s.more {
+		other.useBulk()
+	}
+}
+
+func (s *osSocket) share(n int) []Receiver {
+	list := []Receiver{s}
+	for len(list) < n {
+		c, err := s.Beside()
+		if err != nil {
+			s.log.Debug("a port has fewer receivers", "local", s.LocalAddr(), "receivers", len(list), "error", err)
+			break
+		}
+		other := &osSocket{Conn: c, log: s.log}
+		other.bulk.Store(s.bulk.Load())
+		s.more = append(s.more, other)
+		list = append(list, other)
+	}
+	return list
+}
+
+// Close closes the socket and all that share its port.
+func (s *osSocket) Close() error {
+	err := s.Conn.Close()
+	for _, other := range s.more {
+		err = errors.Join(err, other.Conn.Close())
+	}
+	return err
+}
 
 func (n osNetwork) Listen(addr netip.AddrPort) (Socket, error) {
 	cfg := n.cfg
@@ -68,7 +125,7 @@ func (n osNetwork) Listen(addr netip.AddrPort) (Socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &osSocket{Conn: c}, nil
+	return &osSocket{Conn: c, log: n.cfg.Logger}, nil
 }
 
 func (s *osSocket) Receive() (Batch, error) {

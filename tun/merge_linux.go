@@ -41,7 +41,8 @@ type merger struct {
 	iovecs  [maxSegments + 1]unix.Iovec
 	nio     int
 	errno   unix.Errno
-	attempt func(fd uintptr) bool
+	attempt func(fd uintptr) bool // reports whether it is done, or must wait
+	try     func(fd uintptr)
 }
 
 // group is a large packet under construction.
@@ -74,6 +75,7 @@ func newMerger(q *queue) *merger {
 			}
 		}
 	}
+	m.try = func(fd uintptr) { m.attempt(fd) }
 	return m
 }
 
@@ -438,7 +440,11 @@ func (m *merger) gather(b []byte) {
 
 // call makes one write of what was gathered.
 func (m *merger) call() error {
-	err := m.q.conn.Write(m.attempt)
+	// Control, unlike Write, lets several writers into the kernel at once.
+	err := m.q.out.Control(m.try)
+	if err == nil && m.errno == unix.EAGAIN {
+		err = m.q.out.Write(m.attempt)
+	}
 	m.nio = 0
 	switch {
 	case err != nil, m.errno == unix.EBADFD:

@@ -185,15 +185,15 @@ func mirror(t *testing.T, d Device, capacity int) {
 // Capacities that stand for mirrorLarge.
 const uncut, uncutFinished = -1, -2
 
-// mirrorLarge is mirror with the methods of Large.
-func mirrorLarge(t *testing.T, d Large, finish bool) {
+// mirrorLarge is mirror for a queue, with the methods of Large.
+func mirrorLarge(t *testing.T, d Large, q Queue, finish bool) {
 	const offset = 16
 	var arena []byte
 	var ends []int
 	var bufs [][]byte
 	var unfinished []bool
 	for {
-		n, err := d.ReadLarge()
+		n, err := q.ReadLarge()
 		if err != nil {
 			if !errors.Is(err, os.ErrClosed) {
 				t.Error(err)
@@ -202,11 +202,11 @@ func mirrorLarge(t *testing.T, d Large, finish bool) {
 		}
 		arena, ends, bufs, unfinished = arena[:0], ends[:0], bufs[:0], unfinished[:0]
 		for i := range n {
-			packet, longest := d.Packet(i)
+			packet, longest := q.Packet(i)
 			if longest > 1400 || longest > len(packet) {
 				t.Errorf("a packet of %d bytes stands for some of up to %d", len(packet), longest)
 			}
-			for b, partial := d.Cut(i, MinHeadroom, finish); b != nil; b, partial = d.Cut(i, MinHeadroom, finish) {
+			for b, partial := q.Cut(i, MinHeadroom, finish); b != nil; b, partial = q.Cut(i, MinHeadroom, finish) {
 				if p := b[MinHeadroom:]; len(p) > longest || partial && finish || !partial && tuntest.Check(p) != nil {
 					t.Errorf("%x was cut, %d bytes at most, unfinished: %v", p, longest, partial)
 				}
@@ -252,31 +252,40 @@ func TestTrafficThroughTheKernel(t *testing.T) {
 		name     string
 		noMerge  bool
 		capacity int
+		queues   int
 	}{
-		{"merging", false, MergeCapacity(16)},
-		{"merging switched off", true, MergeCapacity(16)},
-		{"buffers without room to merge", false, 0},
-		{"the plain path, merging", false, MergeCapacity(16)},
-		{"the plain path, buffers too small to merge", false, 0},
-		{"uncut", false, uncut},
-		{"uncut, merging switched off", true, uncut},
-		{"uncut, finished", false, uncutFinished},
+		{"merging", false, MergeCapacity(16), 0},
+		{"merging switched off", true, MergeCapacity(16), 0},
+		{"buffers without room to merge", false, 0, 0},
+		{"the plain path, merging", false, MergeCapacity(16), 2},
+		{"the plain path, buffers too small to merge", false, 0, 0},
+		{"uncut", false, uncut, 0},
+		{"uncut, merging switched off", true, uncut, 1},
+		{"uncut, finished", false, uncutFinished, 0},
+		{"two queues", false, uncut, 2},
+		{"two queues, merging switched off", true, uncut, 2},
+		{"two queues, finished", false, uncutFinished, 2},
+		{"four queues", false, uncut, 4},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			plain := strings.Contains(row.name, "plain")
-			d := openTest(t, Config{MTU: 1400, NoMerge: row.noMerge, Plain: plain})
+			d := openTest(t, Config{MTU: 1400, NoMerge: row.noMerge, Plain: plain, Queues: row.queues})
 			if _, large := d.(Large); large == plain {
 				t.Errorf("the device is a Large: %v, want %v", large, !plain)
 			}
 			bringUp(t, d, []string{"10.64.0.1/32", "fd6f:6d65:6761::1/128"}, []string{"10.64.0.2/32", "fd6f:6d65:6761::2/128"})
 			var wg sync.WaitGroup
-			wg.Go(func() {
-				if row.capacity < 0 {
-					mirrorLarge(t, d.(Large), row.capacity == uncutFinished)
-				} else {
-					mirror(t, d, row.capacity)
+			if row.capacity < 0 {
+				queues := d.(Large).Queues()
+				if len(queues) != max(1, row.queues) {
+					t.Errorf("there are %d queues, want %d", len(queues), max(1, row.queues))
 				}
-			})
+				for _, q := range queues {
+					wg.Go(func() { mirrorLarge(t, d.(Large), q, row.capacity == uncutFinished) })
+				}
+			} else {
+				wg.Go(func() { mirror(t, d, row.capacity) })
+			}
 			t.Run("TCP over IPv4", func(t *testing.T) { tcpThrough(t, "10.64.0.1", "10.64.0.2") })
 			t.Run("TCP over IPv6", func(t *testing.T) { tcpThrough(t, "fd6f:6d65:6761::1", "fd6f:6d65:6761::2") })
 			t.Run("UDP over IPv4", func(t *testing.T) { udpThrough(t, "10.64.0.1", "10.64.0.2") })
@@ -371,8 +380,12 @@ func TestBothPathsCarryTheSame(t *testing.T) {
 		return
 	}
 	const offset = 16
-	for _, plain := range []bool{false, true} {
-		d := openTest(t, Config{MTU: 1500, Plain: plain})
+	for _, kind := range []struct {
+		plain  bool
+		queues int
+	}{{false, 1}, {false, 2}, {false, 4}, {true, 1}} {
+		plain := kind.plain
+		d := openTest(t, Config{MTU: 1500, Plain: plain, Queues: kind.queues})
 		bringUp(t, d, []string{us4.Addr().String() + "/32", us6.Addr().String() + "/128"},
 			[]string{them4.Addr().String() + "/32", them6.Addr().String() + "/128"})
 		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, int(htons(unix.ETH_P_ALL)))
@@ -391,7 +404,7 @@ func TestBothPathsCarryTheSame(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, row := range mergeRows {
-			name := fmt.Sprintf("%s, plain: %v", row.name, plain)
+			name := fmt.Sprintf("%s, plain: %v, queues: %d", row.name, plain, kind.queues)
 			var bufs [][]byte
 			for _, p := range row.packets {
 				bufs = append(bufs, append(make([]byte, offset, offset+len(p)), p...)) // wireguard/tun's merging reorders

@@ -31,14 +31,15 @@ const (
 type queue struct {
 	name string
 	log  *slog.Logger
-	conn syscall.RawConn
+	conn syscall.RawConn // what is read from
+	out  syscall.RawConn // what is written to: see openQueues
 
-	uso      bool         // the kernel takes large UDP packets
-	merge    atomic.Bool  // packets may be merged
-	merged   atomic.Bool  // a merged write has succeeded since the last failure
-	failures atomic.Int32 // merged writes that failed with EINVAL in a row
-	mergers  sync.Pool    // of *merger
-	written  atomic.Int64 // bytes of packets since fill has looked
+	uso      bool          // the kernel takes large UDP packets
+	merge    atomic.Bool   // packets may be merged
+	merged   atomic.Bool   // a merged write has succeeded since the last failure
+	failures atomic.Int32  // merged writes that failed with EINVAL in a row
+	mergers  sync.Pool     // of *merger
+	written  *atomic.Int64 // bytes of packets, through all queues of the interface
 
 	mu     sync.Mutex // guards the fields below
 	arena  []byte
@@ -50,6 +51,7 @@ type queue struct {
 	pace   moderate.Pace
 	part   portion
 	left   time.Time // when fill returned
+	before int64     // what written was when fill looked last
 	spare  bool      // there is another processor for other goroutines while this one sleeps
 
 	waiting *backlog // packets that wait for others; nil until there were too many for a batch
@@ -67,7 +69,7 @@ func newQueue(file *os.File, name string, log *slog.Logger) (*queue, error) {
 	if err != nil {
 		return nil, err
 	}
-	q := &queue{name: name, log: log, conn: conn, arena: make([]byte, batchBytes+virtioLen+maxPacket)}
+	q := &queue{name: name, log: log, conn: conn, out: conn, written: new(atomic.Int64), arena: make([]byte, batchBytes+virtioLen+maxPacket)}
 	q.spare = runtime.GOMAXPROCS(0) > 1
 	q.merge.Store(true)
 	q.mergers.New = func() any { return newMerger(q) }
@@ -134,7 +136,9 @@ func (q *queue) fill() error {
 	if !q.left.IsZero() {
 		q.part.adapt(now.Sub(q.left))
 	}
-	bytes := q.used + int(q.written.Swap(0))
+	written := q.written.Load()
+	bytes := q.used + int(written-q.before)
+	q.before = written
 	if q.pace.Rest(now, q.count, bytes, !q.more) && q.spare {
 		moderate.Nap(moderate.Sleep)
 		now = time.Now()

@@ -6,7 +6,7 @@
 // the kernel hands over as one large TCP or UDP packet is cut into packets that fit where it lies, small ones that are
 // waiting are gathered, and packets of a flow are merged again as they are written, from where they lie. If more are waiting
 // than one batch has room for, flows take turns, and of those that keep much waiting for long, packets are dropped (FQ-CoDel,
-// RFC 8290, without ECN). Checksums are left to the kernel where the other side allows it. The device below is golang.zx2c4.com/wireguard/tun's, on a file opened
+// RFC 8290, without ECN). Several queues can be read at the same time. Checksums are left to the kernel where the other side allows it. The device below is golang.zx2c4.com/wireguard/tun's, on a file opened
 // here: so an interface of that name which exists already is refused instead of taken over, and no goroutine or
 // netlink socket is needed for events that nobody reads. Where the kernel refuses the headers, or [Config].Plain is set,
 // packets are carried by that package. Other systems use its devices as they are.
@@ -14,7 +14,7 @@
 // The interface exists as long as the device is open: when the process ends, however it ends, the kernel removes it
 // with its addresses and routes. Package tun/hostnet sets those.
 //
-// Limitations: one queue; packets with IPv4 options or IPv6 extension headers are not merged.
+// Limitations: packets with IPv4 options or IPv6 extension headers are not merged.
 package tun
 
 import (
@@ -77,12 +77,8 @@ type Device interface {
 	Close() error
 }
 
-// Large is a Device that carries large packets, each of which stands for many of one flow, and leaves checksums to the
-// kernel. What [Open] returns is one wherever the system can do it. The first three methods are for one goroutine at a
-// time, which does not call Read.
-type Large interface {
-	Device
-
+// Queue is where packets from the host wait. It is for one goroutine at a time.
+type Queue interface {
 	// ReadLarge waits for packets and returns how many there are. They are valid until the next call. Close ends it
 	// with [os.ErrClosed]. Any error is final.
 	ReadLarge() (int, error)
@@ -97,6 +93,17 @@ type Large interface {
 	// [MinHeadroom], are nothing's. Unless finish is set, the checksum of TCP or UDP may be unfinished: then
 	// the field holds the sum of the pseudo-header only, and the receiver must be told.
 	Cut(i, offset int, finish bool) (b []byte, unfinished bool)
+}
+
+// Large is a Device that carries large packets, each of which stands for many of one flow, and leaves checksums to the
+// kernel. What [Open] returns is one wherever the system can do it. It is the first of its queues; whoever uses that does not call Read.
+type Large interface {
+	Device
+	Queue
+
+	// Queues returns all queues, as many as [Config].Queues asked for or one. Packets of a flow are always in the same
+	// one, which depends on addresses and ports only; fragments of packets have no ports. Every queue has to be read.
+	Queues() []Queue
 
 	// WriteLarge is Write, but changes nothing behind a packet: buffers need no capacity, and may overlap but for
 	// the packets and [MinHeadroom] bytes before each. Packet i has an unfinished checksum if unfinished[i] is set;
@@ -115,6 +122,9 @@ type Config struct {
 	// NoMerge writes packets one by one. Some kernels fail merged writes with EINVAL (that is noticed, and merging
 	// stops), others lose merged UDP packets on their way to a VXLAN (Linux before 6.8.5).
 	NoMerge bool
+	// Queues is how many queues packets from the host are divided into, so that as many goroutines can read them; 64 at most. Zero: one.
+	// There is one wherever the device is no Large, or the kernel refuses more.
+	Queues int
 	// Plain leaves reading and writing to golang.zx2c4.com/wireguard/tun, as on other systems: the device is no Large.
 	Plain bool
 	// Logger is told about packets that could not be read and about merging being switched off. Nil: discard.

@@ -34,6 +34,8 @@ of them optional. A setting that is not known is an error.
   lan = false                          # do not look for listed peers on local networks
   priority = "normal"                  # not before other programs; also "high"; default: "realtime",
                                        # which keeps packets from waiting on a busy machine
+  queues = 2                           # goroutines that carry packets, each way; default: half as
+                                       # many as there are processors, at most 4
 
   [[peer]]                             # a machine that may connect; any number of these
   key = "hg5f75r47ejditzoynds6zdpkeqsnpjk87errjfn17iaojrgofko"
@@ -92,8 +94,8 @@ func newConfigShow(e *env) *cobra.Command {
 		Long: `Prints the configuration as it is used: the file, the peers listed by "omegatun add", and
 the defaults, in the form of the file. With --json:
   {"schema":1,"name","port","interface","ipv4","bootstrap","port_mapping","relay","lan","priority",
-   "peers":[{"key","name","ipv6","ipv4","relay","file","line"}]}
-where a bootstrap of null is the public network.`,
+   "queues","peers":[{"key","name","ipv6","ipv4","relay","file","line"}]}
+where a bootstrap of null is the public network, and queues of 0 go by the processors.`,
 		Example: `  omegatun config show
   omegatun config show --json | jq -r '.peers[].name'`,
 		Args: takes(0, 0),
@@ -117,7 +119,7 @@ where a bootstrap of null is the public network.`,
 				object{
 					"name": machineName(c), "port": c.Port, "interface": c.Interface, "ipv4": c.IPv4,
 					"bootstrap": c.Bootstrap, "port_mapping": !c.NoMapping, "relay": c.Relay, "lan": !c.NoLAN,
-					"priority": cmp.Or(c.Priority, config.PriorityRealtime), "peers": peers,
+					"priority": cmp.Or(c.Priority, config.PriorityRealtime), "queues": c.Queues, "peers": peers,
 				}, configText(c))
 		},
 	}
@@ -156,6 +158,9 @@ func configText(c *config.Config) string {
 	}
 	if c.Priority != "" {
 		fmt.Fprintf(&b, "priority = %q\n", c.Priority)
+	}
+	if c.Queues != 0 {
+		fmt.Fprintf(&b, "queues = %d\n", c.Queues)
 	}
 	for _, p := range c.Peers {
 		fmt.Fprintf(&b, "\n[[peer]]  # from %v\nkey = %q\n", p.From, p.Key)

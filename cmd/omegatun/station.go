@@ -49,6 +49,7 @@ func (e *env) openStation(ctx context.Context, change func(*session.Config)) (_ 
 	cfg := session.Config{
 		Identity: s.key, Port: s.config.Port, DHT: dht.Config{Mode: dht.Ephemeral}, RelayThrough: s.config.Peers.Relays(),
 		Gateway: hostnet.Gateway, NoPortMapping: s.config.NoMapping, NoBeacons: s.config.NoLAN,
+		Receivers: daemon.Queues(s.config.Queues),
 	}
 	if change != nil {
 		change(&cfg)

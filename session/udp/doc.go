@@ -41,6 +41,7 @@
 //   - Trains, batches, [Source] and the kernel's count of dropped datagrams exist on Linux only. On other systems
 //     SendTTL changes the socket's TTL and holds back other senders meanwhile.
 //   - DF is set on Linux, macOS, FreeBSD and Windows, elsewhere not.
-//   - One goroutine receives from a Conn. There is no SO_REUSEPORT group for several.
+//   - One goroutine receives from a Conn. Several at one port need a Conn each ([Conn.Beside], Linux only), and what
+//     one sender sends comes to one of them.
 //   - A [Source] for an IPv6 link-local address needs the zone by the interface's name or number.
 package udp

@@ -40,6 +40,7 @@ type sender struct {
 	// The running call: headers[at:n]. try and attempt are bound once, because binding them allocates.
 	attempt func(fd uintptr) bool
 	try     func(fd uintptr)
+	began   time.Time // when it began to wait for room in the send buffer, which it does after others; zero: it did not
 	at      int
 	sent    int
 	errno   unix.Errno
@@ -60,7 +61,13 @@ type train struct {
 
 func newSender() *sender {
 	s := &sender{}
-	s.attempt = s.send
+	s.attempt = func(fd uintptr) bool {
+		done := s.send(fd)
+		if !done && s.began.IsZero() {
+			s.began = time.Now()
+		}
+		return done
+	}
 	s.try = func(fd uintptr) { s.send(fd) }
 	return s
 }
@@ -214,9 +221,10 @@ func (s *sender) call() error {
 	// Control, unlike Write, lets several senders into the kernel at once.
 	err := s.c.raw.Control(s.try)
 	if err == nil && s.errno == unix.EAGAIN {
-		began := time.Now()
-		err = s.c.raw.Write(s.attempt)
-		s.c.waited(time.Since(began))
+		s.began = time.Time{}
+		if err = s.c.raw.Write(s.attempt); !s.began.IsZero() {
+			s.c.waited(time.Since(s.began))
+		}
 	}
 	if err != nil {
 		s.sent = 0

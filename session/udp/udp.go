@@ -92,6 +92,7 @@ type Conn struct {
 	portable bool // only what the net package offers, from the start; never changes
 	hubbed   bool // it is in a Hub
 	log      *slog.Logger
+	cfg      Config // with the defaults; never changes
 
 	features atomic.Uint32 // Features in use
 	closed   atomic.Bool
@@ -110,13 +111,18 @@ type Conn struct {
 // Listen opens a socket. If the port is taken the error is an [*InUseError].
 func Listen(cfg Config) (*Conn, error) {
 	addr := cfg.fill()
+	return bind(cfg, addr, setOptions)
+}
+
+// bind opens a socket whose options, but for those that are the same for all, set makes.
+func bind(cfg Config, addr netip.AddrPort, set func(fd uintptr, addr netip.Addr, cfg Config) error) (*Conn, error) {
 	network := "udp4"
 	if addr.Addr().Is6() {
 		network = "udp6" // this sets IPV6_V6ONLY too
 	}
 	lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		var err error
-		if e := raw.Control(func(fd uintptr) { err = setOptions(fd, addr.Addr(), cfg) }); e != nil {
+		if e := raw.Control(func(fd uintptr) { err = set(fd, addr.Addr(), cfg) }); e != nil {
 			return e
 		}
 		return err
@@ -128,7 +134,7 @@ func Listen(cfg Config) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("udp: %w", err)
 	}
-	c := &Conn{udp: pc.(*net.UDPConn), log: cfg.Logger}
+	c := &Conn{udp: pc.(*net.UDPConn), log: cfg.Logger, cfg: cfg}
 	if c.raw, err = c.udp.SyscallConn(); err != nil {
 		return nil, errors.Join(fmt.Errorf("udp: %w", err), c.udp.Close())
 	}
@@ -158,6 +164,14 @@ func (cfg *Config) fill() netip.AddrPort {
 	}
 	return addr
 }
+
+// Beside opens another socket at the address and port of c, with the same Config, so that two goroutines can receive what comes
+// there. The system divides it by the sender's address and port and its own, which does not change until another socket is opened or
+// one is closed: datagrams of one sender keep their order. It makes no difference which of the sockets sends.
+//
+// Nobody can bind the port but programs of the same user that ask for the same, as c did not: it was free when c was opened. The
+// error wraps [errors.ErrUnsupported] where the system cannot divide datagrams, or c is in a [Hub].
+func (c *Conn) Beside() (*Conn, error) { return c.beside() }
 
 // LocalAddr returns the address that the socket is bound to, with the port that was found for it.
 func (c *Conn) LocalAddr() netip.AddrPort { return c.local }

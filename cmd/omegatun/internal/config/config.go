@@ -9,6 +9,7 @@
 //	port_mapping = false                       # do not ask the router to forward a port
 //	relay = true                               # relay between listed peers that have no direct path
 //	priority = "normal"                        # not before other programs; also "high"; missing: "realtime"
+//	queues = 2                                 # goroutines that carry packets, each way; 0 or missing: by the processors
 //	lan = false                                # do not look for listed peers on local networks, nor answer them there
 //
 //	[[peer]]
@@ -50,6 +51,7 @@ type Config struct {
 	Bootstrap []string   // host:port or ip@host:port; nil: the public network
 	Relay     bool       // relay between listed peers
 	Priority  string     // one of the constants; empty: PriorityRealtime
+	Queues    int        // queues of the interface, and receivers of a socket, up to MaxQueues; 0: by the processors
 	NoLAN     bool       // do not look for peers on local networks
 	NoMapping bool       // do not ask the router to forward a port
 	Peers     Peers      // in the order of the files, the person's first
@@ -61,6 +63,9 @@ const (
 	PriorityHigh     = "high"     // ordinary ones
 	PriorityRealtime = "realtime" // those too that are computing, while it needs less than a processor
 )
+
+// MaxQueues is the largest value of [Config].Queues.
+const MaxQueues = 16
 
 // Peer is a machine that may connect, and that this one may connect to.
 type Peer struct {
@@ -94,6 +99,7 @@ type file struct {
 	Relay     *bool     `toml:"relay"`
 	LAN       *bool     `toml:"lan"`
 	Priority  *string   `toml:"priority"`
+	Queues    *int64    `toml:"queues"`
 	Mapping   *bool     `toml:"port_mapping"`
 	Peer      []peer    `toml:"peer"`
 }
@@ -184,7 +190,7 @@ func (c *Config) add(path, text string, peersOnly bool) error {
 			WithTry("remove the line; omegatun help config lists all settings")
 	}
 	if peersOnly && (f.Name != nil || f.Port != nil || f.Interface != nil || f.IPv4 != nil || f.Bootstrap != nil || f.Relay != nil || f.LAN != nil || f.Mapping != nil ||
-		f.Priority != nil) {
+		f.Priority != nil || f.Queues != nil) {
 		return bad("", "this file is for peers only")
 	}
 
@@ -232,6 +238,12 @@ func (c *Config) add(path, text string, peersOnly bool) error {
 		default:
 			return bad("priority", "priority: %q is none of %q, %q and %q", *f.Priority, PriorityNormal, PriorityHigh, PriorityRealtime)
 		}
+	}
+	if f.Queues != nil {
+		if *f.Queues < 0 || *f.Queues > MaxQueues {
+			return bad("queues", "queues: %d is not between 0 and %d", *f.Queues, MaxQueues)
+		}
+		c.Queues = int(*f.Queues)
 	}
 	if f.Mapping != nil {
 		c.NoMapping = !*f.Mapping

@@ -60,6 +60,7 @@ bootstrap = ["a.example:1", "10.0.0.1@b.example:2"]
 port_mapping = false
 relay = true
 lan = false
+queues = 3
 priority = "high"
 [[peer]]
 key = %q
@@ -76,7 +77,7 @@ ipv4 = "10.64.0.8"
 	}
 	if c.Name != "laptop" || c.Port != 4000 || c.Interface != "om1" || c.IPv4 != netip.MustParseAddr("10.64.0.7") ||
 		!slices.Equal(c.Bootstrap, []string{"a.example:1", "10.0.0.1@b.example:2"}) || !c.Relay || !c.NoLAN || !c.NoMapping ||
-		c.Priority != PriorityHigh {
+		c.Priority != PriorityHigh || c.Queues != 3 {
 		t.Errorf("Load: %+v", c)
 	}
 	if relays := c.Peers.Relays(); !slices.Equal(relays, []key.Public{testKey(1)}) {
@@ -88,8 +89,8 @@ ipv4 = "10.64.0.8"
 		ipv4 string
 		line int
 	}{
-		{testKey(1), "desk", "invalid IP", 11}, // the person's file has the last word
-		{testKey(2), "", "10.64.0.8", 15},
+		{testKey(1), "desk", "invalid IP", 12}, // the person's file has the last word
+		{testKey(2), "", "10.64.0.8", 16},
 		{testKey(3), "lab", "invalid IP", 4},
 	}
 	if len(c.Peers) != len(want) {
@@ -121,6 +122,8 @@ func TestLoadRefuses(t *testing.T) {
 		{"a wrong type in the second peer", peer + "[[peer]]\nkey = 3", "peer.key: this has to be text"},
 		{"a setting in capitals", "\nPort = 5", `line 2: "Port" is not a setting`},
 		{"an unknown priority", `priority = "first"`, "line 1: priority: "},
+		{"queues below none", "queues = -1", "line 1: queues: -1 is not between 0 and 16"},
+		{"more queues than there can be", "queues = 17", "line 1: queues: 17 is not between 0 and 16"},
 		{"a name with a dot", `name = "a.b"`, "line 1: name: "},
 		{"a relay that is none", peer + "relay = 1", "line 3"},
 		{"a port below 0", `port = -1`, "line 1: port: -1 is not between"},

@@ -20,6 +20,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,6 +28,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -91,6 +93,7 @@ type Daemon struct {
 	forwarder atomic.Pointer[routes.Forwarder] // nil at first
 	hostnet   *hostnet.Host
 	mtu       int
+	queues    int // of the device; as many receivers have the sockets that all peers use
 	addr6     netip.Addr
 	addr4     netip.Addr  // zero: none; set before forwarder
 	inbound   sync.Map    // *session.Peer → *routes.Peer
@@ -125,6 +128,7 @@ func Run(ctx context.Context, cfg Config) error {
 		cfg: cfg, log: cfg.Logger, own: cfg.Identity.Public(), started: time.Now(),
 		done: make(chan struct{}), settings: cfg.Settings, extra: cfg.Peers, peers: make(map[key.Public]*member),
 		addr6: routes.Addr6(cfg.Identity.Public()), mtu: session.DefaultMTU,
+		queues: Queues(cfg.Settings.Queues),
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -223,14 +227,7 @@ func (d *Daemon) run(ctx context.Context, undo *closers) error {
 		return err
 	}
 	d.prefer(ctx, &wg)
-	broken := make(chan error, 1)
-	wg.Go(func() {
-		err := d.forwarder.Load().Run(context.Background()) // ends with the device
-		if err == nil {
-			err = os.ErrClosed
-		}
-		broken <- err
-	})
+	broken := d.forward(&wg)
 	if err := d.listen(ctx, &wg); err != nil {
 		return err
 	}
@@ -257,6 +254,33 @@ func (d *Daemon) run(ctx context.Context, undo *closers) error {
 	}
 }
 
+// forward carries what the host sends until the device is closed. The channel gets an error when that, or anything else, has ended it.
+func (d *Daemon) forward(wg *sync.WaitGroup) (broken <-chan error) {
+	f := d.forwarder.Load()
+	runs := []func(context.Context) error{f.Run}
+	if large, ok := d.device.(tun.Large); ok {
+		for _, q := range large.Queues()[1:] { // the device is the first
+			runs = append(runs, func(ctx context.Context) error { return f.RunQueue(ctx, q) })
+		}
+	}
+	ended := make(chan error, len(runs))
+	for _, run := range runs {
+		wg.Go(func() { ended <- cmp.Or(run(context.Background()), os.ErrClosed) })
+	}
+	return ended
+}
+
+// Queues returns how many goroutines carry packets each way: as many as configured, by default half as many as Go uses processors, at
+// most four. One that reads from the device and one that receives from a socket keep two busy.
+func Queues(configured int) int { return queues(configured, runtime.GOMAXPROCS(0)) }
+
+func queues(configured, processors int) int {
+	if configured > 0 {
+		return configured
+	}
+	return max(1, min(processors/2, 4))
+}
+
 // note tells of something that a person should know, now and in the status. d.mu is not held.
 func (d *Daemon) note(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
@@ -267,7 +291,7 @@ func (d *Daemon) note(format string, args ...any) {
 }
 
 func (d *Daemon) openDevice(undo *closers) error {
-	dev, err := tun.Open(tun.Config{Name: d.settings.Interface, MTU: d.mtu, Logger: d.log})
+	dev, err := tun.Open(tun.Config{Name: d.settings.Interface, MTU: d.mtu, Queues: d.queues, Logger: d.log})
 	switch {
 	case errors.Is(err, tun.ErrNoDevice):
 		return exit.Wrap(exit.Other, err, "cannot make a network interface: %s", withoutAdvice(err)).
@@ -310,6 +334,7 @@ func (d *Daemon) openHost(undo *closers) error {
 		Avoid:    d.isVirtual,
 		Gateway:  hostnet.Gateway,
 
+		Receivers:     d.queues,
 		NoPortMapping: d.settings.NoMapping,
 		OnPeer:        d.peerChanged,
 		MTU:           d.mtu,

@@ -242,3 +242,13 @@ func TestPeersAreUnlistedUnlessAdmittedMeanwhile(t *testing.T) {
 		t.Error("a peer that is not admitted is still listed")
 	}
 }
+
+func TestQueuesFollowTheProcessors(t *testing.T) {
+	for _, row := range []struct{ configured, processors, want int }{
+		{0, 1, 1}, {0, 2, 1}, {0, 3, 1}, {0, 4, 2}, {0, 7, 3}, {0, 8, 4}, {0, 64, 4}, {1, 64, 1}, {6, 2, 6},
+	} {
+		if got := queues(row.configured, row.processors); got != row.want {
+			t.Errorf("%d configured on %d processors: %d, want %d", row.configured, row.processors, got, row.want)
+		}
+	}
+}
