@@ -20,7 +20,8 @@ const (
 	shortestFloor   = time.Millisecond // acknowledgements and timers are not finer
 	floorBytes      = 256 << 10        // unless so much passes in less time: then it would all wait in the receiver's socket buffer
 	probeRTTTime    = 200 * time.Millisecond
-	maxChance       = .3 // share of loss that is made up for
+	probeLong       = 2 * time.Second // more at most, to judge the round trips of packets that are overtaken
+	maxChance       = .3              // share of loss that is made up for
 	chanceGain      = 1.25
 	extraRounds     = 5
 	burstPart       = 8 // of a bound that goes at a time
@@ -66,6 +67,10 @@ type congestion struct {
 	probeDone  instant // when probeRTT may end; zero: not yet low
 	probeRound bool
 	probed     time.Duration // shortest round trip since probeRTT began; zero: none
+	period     int           // of rateSample, the last that was seen
+	probeAt    int           // … when probeDone was set
+	probeFrom  time.Duration // least when probeRTT began
+	unsure     bool          // least may have been measured with a queue
 
 	full        bool // the pipe was once full
 	fullRate    float64
@@ -264,6 +269,10 @@ func (c *congestion) updateDrain(now instant, r rateSample) {
 	}
 	if c.mode == drain && r.inFlight <= c.target(1) {
 		c.cruise(now)
+		if c.unsure {
+			c.unsure = false
+			c.probe()
+		}
 	}
 }
 
@@ -277,12 +286,19 @@ func (c *congestion) cruise(now instant) {
 func (c *congestion) updateShortest(now instant, r rateSample, delivered int64) {
 	expired := c.shortest != 0 && now.sub(c.shortestAt) > shortestWidth
 	if r.rtt > 0 && (c.shortest == 0 || r.rtt <= c.shortest || expired && c.idle) {
-		c.shortest, c.shortestAt = r.rtt, now
+		c.shortest = r.rtt
+		if r.period == 0 {
+			c.shortestAt = now
+		}
+	}
+	if r.period != c.period {
+		c.period = r.period
+		if r.trip <= r.least+r.least/16 {
+			c.shortestAt = now
+		}
 	}
 	if expired && !c.idle && c.mode != probeRTT {
-		c.mode, c.paceGain, c.winGain = probeRTT, 1, 1
-		c.priorWin = max(c.priorWin, c.window)
-		c.probeDone, c.probed = 0, 0
+		c.probe()
 	}
 	if c.mode == probeRTT {
 		if r.rtt > 0 && (c.probed == 0 || r.rtt < c.probed) {
@@ -290,27 +306,42 @@ func (c *congestion) updateShortest(now instant, r rateSample, delivered int64) 
 		}
 		switch {
 		case c.probeDone == 0 && r.inFlight <= c.probeWindow():
-			c.probeDone = now.add(probeRTTTime)
+			c.probeDone, c.probeAt = now.add(probeRTTTime), r.period
 			c.probeRound = false
 			c.roundEnd = delivered
 		case c.probeDone != 0:
 			c.probeRound = c.probeRound || c.newRound
-			if c.probeRound && now > c.probeDone {
-				if c.probed > 0 {
-					c.shortest = c.probed
-				}
-				c.shortestAt = now
-				c.restore()
-				if c.full {
-					c.cruise(now)
-				} else {
-					c.mode, c.paceGain, c.winGain = startup, startupGain, startupGain
-				}
+			if over := now.sub(c.probeDone); c.probeRound && over > 0 && (r.period == 0 || r.period > c.probeAt+1 || over > probeLong) {
+				c.endProbe(now, r)
 			}
 		}
 	}
 	if r.acked > 0 {
 		c.idle = false
+	}
+}
+
+// probe begins to look for the shortest round trip.
+func (c *congestion) probe() {
+	c.mode, c.paceGain, c.winGain = probeRTT, 1, 1
+	c.priorWin = max(c.priorWin, c.window)
+	c.probeDone, c.probed, c.probeFrom = 0, 0, c.least
+}
+
+func (c *congestion) endProbe(now instant, r rateSample) {
+	if c.probed > 0 {
+		c.shortest = c.probed
+	}
+	c.shortestAt = now
+	if r.period != 0 && c.least < c.probeFrom*3/4 { // so there still was a queue
+		c.probe()
+		return
+	}
+	c.restore()
+	if c.full {
+		c.cruise(now)
+	} else {
+		c.mode, c.paceGain, c.winGain = startup, startupGain, startupGain
 	}
 }
 
@@ -420,6 +451,7 @@ func (c *congestion) recovered() {
 
 // restart looks for the capacity of the path once more: what was found before was not true.
 func (c *congestion) restart() {
+	c.unsure = true
 	if !c.full {
 		return
 	}

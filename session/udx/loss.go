@@ -1,6 +1,10 @@
 package udx
 
-import "time"
+import (
+	"math"
+	"math/bits"
+	"time"
+)
 
 const (
 	tlpAckDelay = 2 * time.Millisecond // what a receiver may add when a single packet is out
@@ -15,12 +19,15 @@ const (
 	muchDisorder = .1               // share of packets overtaken above which the shortest round trip says little about the path
 	someDisorder = muchDisorder / 4 // above which a round trip says little about queues
 
-	// The estimate of what slow packets take rises by at most a slowRise-th for one that took longer, and falls by a
-	// slowFall-th for any other. It counts once it has seen slowSettled packets of a path that reorders.
+	orderlyRounds = 8           // round trips without much disorder after which there is none
+	orderlyTime   = time.Second // and at least this time
+
+	// What slow packets take is judged by the packets of slowSettled packets at least, and a little more than a round trip of
+	// theirs, of which all but a slowRare-th took no longer. Until the next judgement one that takes longer raises it by a
+	// slowRise-th at most.
+	slowSettled = 32
+	slowRare    = 50
 	slowRise    = 8
-	slowFall    = 400
-	slowLeast   = time.Microsecond
-	slowSettled = 128
 
 	doubtful = 1024 // packets taken for lost that are remembered, a power of two
 )
@@ -37,8 +44,13 @@ type rack struct {
 	reordering bool                        // a packet was overtaken; kept for the stream's life
 	disorder   float64                     // share of packets lately that arrived after one sent later
 	slow       time.Duration               // round trip of slow packets lately
-	base       windowedBest[time.Duration] // the least that was, of shortestWidth: what they take without a queue
-	settled    int                         // packets that slow has seen since there is disorder
+	before     [2]time.Duration            // slow in the two periods before
+	trips      *tripCounts                 // those of this period; nil until a packet is overtaken
+	period     int                         // number of the one before this
+	trip       time.Duration               // slow in it alone
+	base       windowedBest[time.Duration] // the least that slow was, of shortestWidth: what they take without a queue
+	orderly    instant                     // until then at least there is much disorder; zero: there is none
+	settled    bool                        // base is known, since there is disorder
 	doubts     []doubt                     // by number; nil: none
 	mult       int                         // width of the reorder window in quarters of a round trip
 	rounds     int                         // recoveries left until mult falls back to one
@@ -46,49 +58,101 @@ type rack struct {
 
 // doubt is a packet that was taken for lost for the first time.
 type doubt struct {
-	seq    seq
-	cost   int32   // zero: none
-	sentAt instant // first
+	seq   seq
+	cost  int32         // zero: none
+	after time.Duration // it had been sent
+}
+
+// tripCounts counts round trips of 1 us to a minute by their length, tripParts to each doubling.
+type tripCounts struct {
+	counts [26 * tripParts]uint16
+	n      int
+	since  instant // of the first
+}
+
+const (
+	tripParts = 1 << tripBits
+	tripBits  = 5
+	tripUnit  = 10 // of nanoseconds, the power of two from which they are counted
+)
+
+func (t *tripCounts) add(now instant, rtt time.Duration) {
+	if t.n == 0 {
+		t.since = now
+	}
+	ns := max(uint64(rtt), 1<<tripUnit)
+	octave := bits.Len64(ns) - 1
+	i := (octave-tripUnit)<<tripBits + int(ns>>(octave-tripBits))&(tripParts-1)
+	if c := &t.counts[min(i, len(t.counts)-1)]; *c < math.MaxUint16 {
+		*c++
+	}
+	t.n++
+}
+
+// most returns the length that all but a slowRare-th do not exceed, to within a tripParts-th, and forgets all.
+func (t *tripCounts) most() time.Duration {
+	rare, i := 0, len(t.counts)-1
+	for ; i > 0; i-- {
+		if rare += int(t.counts[i]); rare > t.n/slowRare {
+			break
+		}
+	}
+	*t = tripCounts{}
+	return time.Duration((tripParts + i&(tripParts-1) + 1) << (i>>tripBits + tripUnit - tripBits))
 }
 
 // took notes the round trip of a packet that was sent once, or was late.
 func (r *rack) took(now instant, rtt time.Duration) {
 	if rtt > r.slow {
-		r.slow += max(min((rtt-r.slow)/2, r.slow/slowRise), slowLeast)
-	} else {
-		r.slow -= r.slow / slowFall
+		r.slow += min((rtt-r.slow+1)/2, r.slow/slowRise+time.Microsecond)
 	}
+	if r.trips == nil {
+		if !r.reordering {
+			r.slow = rtt
+			return
+		}
+		r.trips = new(tripCounts)
+	}
+	t := r.trips
+	t.add(now, rtt)
+	if t.n < slowSettled || now.sub(t.since) < r.slow*5/4 {
+		return
+	}
+	most := t.most()
+	r.period++
+	r.trip = most
+	r.slow = max(most, r.before[0], r.before[1])
+	r.before[0], r.before[1] = most, r.before[0]
 	switch {
 	case !r.disordered():
-		r.settled = 0
-	case r.settled < slowSettled:
-		if r.settled++; r.settled == slowSettled {
-			r.base.reset(int64(now), r.slow)
-		}
+		r.settled = false
+	case !r.settled:
+		r.settled = true
+		r.base.reset(int64(now), most)
 	default:
-		r.base.update(int64(shortestWidth), int64(now), r.slow, atMost)
+		r.base.update(int64(shortestWidth), int64(now), most, atMost)
 	}
 }
 
-// longest returns the longest round trip that is not an exception: one in fifty is longer.
+// longest returns the longest round trip that is not an exception.
 func (r *rack) longest() time.Duration { return r.slow }
 
 // gaveUp tells of a packet that is taken for lost. If that is not the first time, nobody can tell any more which of its
 // copies arrive.
-func (r *rack) gaveUp(p *packet) {
+func (r *rack) gaveUp(now instant, p *packet) {
 	if r.doubts == nil {
 		r.doubts = make([]doubt, doubtful)
 	}
 	if d := &r.doubts[p.seq%doubtful]; p.sends == 1 && p.probe == 0 {
-		*d = doubt{p.seq, int32(p.cost()), p.sentAt}
+		*d = doubt{p.seq, int32(p.cost()), now.sub(p.sentAt)}
 	} else if d.seq == p.seq {
 		d.cost = 0
 	}
 }
 
-// again tells that packet q came twice. If it was taken for lost that was wrong, and it took no longer than until now.
+// again tells that packet q came twice. If it was taken for lost that was wrong, and it took longer than until then.
 // It returns what the packet costs, zero if nothing is known about it.
-func (r *rack) again(now instant, q seq) (cost int) {
+func (r *rack) again(now instant, q seq, rtts *rttEstimator) (cost int) {
 	if r.doubts == nil {
 		return 0
 	}
@@ -98,8 +162,8 @@ func (r *rack) again(now instant, q seq) (cost int) {
 	}
 	cost, d.cost = int(d.cost), 0
 	r.mistaken()
-	r.took(now, now.sub(d.sentAt))
-	r.disorder += (1 - r.disorder) / disorderSpan
+	r.took(now, d.after+d.after/slowRise)
+	r.noteOrder(now, rtts, 1)
 	return cost
 }
 
@@ -130,7 +194,18 @@ func (r *rack) arrived(now instant, p *packet, rtts *rttEstimator, wasLost, tell
 		late = 1
 		r.reordering = true
 	}
+	r.noteOrder(now, rtts, late)
+}
+
+// noteOrder counts a packet that was overtaken, 1, or not, 0.
+func (r *rack) noteOrder(now instant, rtts *rttEstimator, late float64) {
 	r.disorder += (late - r.disorder) / disorderSpan
+	switch {
+	case r.disorder > muchDisorder:
+		r.orderly = now.add(max(orderlyRounds*max(r.slow, rtts.smoothed), orderlyTime))
+	case r.orderly <= now:
+		r.orderly = 0
+	}
 }
 
 // overtaken reports whether p arrives after a packet with a higher number, and notes its own.
@@ -145,7 +220,7 @@ func (r *rack) overtaken(p *packet) bool {
 // disordered reports whether packets overtake each other so much that round trips differ by nature. Then the
 // estimates take the longest one for the path's, or the packets on the slow way would be taken for lost, and, once
 // sent again, not even be measured.
-func (r *rack) disordered() bool { return r.disorder > muchDisorder }
+func (r *rack) disordered() bool { return r.orderly != 0 }
 
 // least is the shortest round trip to believe as one of the path.
 func (r *rack) least(rtts *rttEstimator) time.Duration {
@@ -155,8 +230,8 @@ func (r *rack) least(rtts *rttEstimator) time.Duration {
 	return rtts.min()
 }
 
-// trips is the time below which a round trip is one of a packet that overtook others; zero if those are the exception.
-func (r *rack) trips(rtts *rttEstimator) time.Duration {
+// ownTrip is the time below which a round trip is one of a packet that overtook others; zero if those are the exception.
+func (r *rack) ownTrip(rtts *rttEstimator) time.Duration {
 	if r.disordered() {
 		return r.least(rtts) * 9 / 10
 	}

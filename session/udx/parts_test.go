@@ -362,7 +362,7 @@ func TestBlocksThatMakeNoSense(t *testing.T) {
 			s.sent(1, s.queue.first)
 		}
 		got := 0
-		s.takeBlocks(appendSACKs(nil, c.blocks), func(*packet) { got++ })
+		s.takeBlocks(appendSACKs(nil, c.blocks), false, func(*packet) { got++ })
 		if got != c.want {
 			t.Errorf("%s: %d packets arrived, want %d", c.name, got, c.want)
 		}

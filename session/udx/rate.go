@@ -29,6 +29,8 @@ type rateSample struct {
 	appLimited bool          // bandwidth is a lower bound
 	rtt        time.Duration // zero: no sample
 	least      time.Duration // what a round trip of the path takes at least
+	period     int           // number of the last period in which the round trips of slow packets were judged; zero: they are not
+	trip       time.Duration // what they took in it
 	acked      int           // bytes this acknowledgement delivered
 	lost       int           // bytes it showed to be lost
 	undone     int           // bytes it showed to be late that had been taken for lost

@@ -9,8 +9,9 @@ const (
 	// acknowledges one of them cannot make the ring grow on.
 	maxSpan = 1 << 18
 
-	// leftOutMany is how many blocks a list must leave out in the middle to show that the peer chooses what it reports.
-	// The reference reports the first ones, and only an old list of it lacks one that is known.
+	// leftOutMany is in how many places a list must leave out blocks to show that the peer chooses what it reports; if it
+	// cannot be an old list, because it acknowledges more than any before, how many blocks. The reference reports the first
+	// ones, and only an old list of it lacks one that is known.
 	leftOutMany = 8
 
 	// passedMany is how many packets in flight of which nothing is known make it too costly to pass over them for each
@@ -245,7 +246,7 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 		s.ring = packetRing{}
 		s.rack.doubts = nil
 	}
-	s.takeBlocks(s.takeAgain(now, ack, blocks), arrived)
+	s.takeBlocks(s.takeAgain(now, ack, blocks), advanced, arrived)
 
 	acked := int(s.rate.delivered - delivered)
 	switch {
@@ -276,17 +277,24 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 		s.ended = true
 	}
 	lost := s.detect(now, acked)
-	if d := s.rack.settled == slowSettled; d != s.disordered {
+	if d := s.rack.settled && s.rack.disordered(); d != s.disordered {
 		if s.disordered = d; d {
 			s.congestion.restart()
 		}
 	}
 	if before > 0 {
 		least := s.rack.least(&s.rtt)
-		sample := s.rate.sample(now, least)
+		shortest := least
+		if s.rack.disordered() {
+			shortest = s.rack.ownTrip(&s.rtt)
+		}
+		sample := s.rate.sample(now, shortest)
 		sample.least, sample.disordered = least, s.rack.disorder > someDisorder
 		sample.rtt, sample.acked, sample.lost, sample.inFlight = rtt, acked, lost, s.flightCost
 		sample.undone, s.undone = s.undone, 0
+		if s.disordered {
+			sample.period, sample.trip = s.rack.period, s.rack.trip
+		}
 		s.congestion.acked(now, sample, s.rate.delivered)
 		s.pacer.setRate(now, s.congestion.rate, s.congestion.burst())
 	}
@@ -318,7 +326,7 @@ func (s *sender) takeAgain(now instant, ack seq, blocks []byte) []byte {
 		if b.end != b.start+1 || ack.before(b.end) || ack-b.end > maxSpan {
 			break
 		}
-		if cost := s.rack.again(now, b.start); cost > 0 {
+		if cost := s.rack.again(now, b.start, &s.rtt); cost > 0 {
 			s.undone += cost
 			s.stats.spurious++
 		}
@@ -327,8 +335,8 @@ func (s *sender) takeAgain(now instant, ack seq, blocks []byte) []byte {
 }
 
 // takeBlocks calls arrived for each packet in the blocks of a packet that is not known to have arrived. Blocks must
-// ascend; those that make no sense are left out.
-func (s *sender) takeBlocks(blocks []byte, arrived func(*packet)) {
+// ascend; those that make no sense are left out. newest says that the list acknowledges more than any before.
+func (s *sender) takeBlocks(blocks []byte, newest bool, arrived func(*packet)) {
 	if len(blocks) > 0 || s.una == s.next {
 		s.full = len(blocks) >= maxSACKs*sackSize
 		s.cutShort = s.full && !s.thorough
@@ -344,6 +352,9 @@ func (s *sender) takeBlocks(blocks []byte, arrived func(*packet)) {
 		if s.cutShort && least > 0 {
 			if i := s.sacked.search(s.una + least + 1); i < len(s.sacked) && s.sacked[i].end.before(b.start) {
 				leftOut++
+				if newest {
+					leftOut += s.sacked.search(b.start) - i - 1
+				}
 			}
 		}
 		least = end
@@ -385,7 +396,7 @@ func (s *sender) arrived(now instant, p *packet) {
 	if p.probe != 0 {
 		s.mtu.carried(now, p.probe)
 	}
-	s.rate.arrived(now, p, s.rack.trips(&s.rtt))
+	s.rate.arrived(now, p, s.rack.ownTrip(&s.rtt))
 	s.held -= p.n
 	p.state = packetDelivered
 	p.free()
@@ -431,7 +442,7 @@ func (s *sender) detect(now instant, acked int) (lost int) {
 		if p.probe == 0 {
 			congested = true
 		}
-		s.rack.gaveUp(p)
+		s.rack.gaveUp(now, p)
 		s.lose(now, p)
 	}
 	if passed > passedMany { // of which the next acknowledgement will not tell either
