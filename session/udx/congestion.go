@@ -71,6 +71,7 @@ type congestion struct {
 	probeAt    int           // … when probeDone was set
 	probeFrom  time.Duration // least when probeRTT began
 	unsure     bool          // least may have been measured with a queue
+	sure       bool          // it has just been measured without one
 
 	full        bool // the pipe was once full
 	fullRate    float64
@@ -333,9 +334,12 @@ func (c *congestion) endProbe(now instant, r rateSample) {
 		c.shortest = c.probed
 	}
 	c.shortestAt = now
-	if r.period != 0 && c.least < c.probeFrom*3/4 { // so there still was a queue
-		c.probe()
-		return
+	if r.period > c.probeAt+1 {
+		c.sure = true
+		if r.trip < c.probeFrom*3/4 { // so there still was a queue
+			c.probe()
+			return
+		}
 	}
 	c.restore()
 	if c.full {

@@ -296,6 +296,10 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 			sample.period, sample.trip = s.rack.period, s.rack.trip
 		}
 		s.congestion.acked(now, sample, s.rate.delivered)
+		if s.congestion.sure {
+			s.congestion.sure = false
+			s.rack.base.reset(int64(now), s.rack.trip)
+		}
 		s.pacer.setRate(now, s.congestion.rate, s.congestion.burst())
 	}
 	if s.timer != timerReorder && (acked > 0 || advanced) || s.timer == timerNone || s.flight.len == 0 {
