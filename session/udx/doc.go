@@ -48,8 +48,6 @@
 //   - Relaying between two streams is not done here, but in package relay, without a stream.
 //   - Paths above 1,500 bytes are not searched for.
 //   - Of two streams that overrun a queue of less than two milliseconds, one may get twice what the other gets.
-//   - Where a quarter of all packets overtakes others at 1 Gbit/s, over 100 ms and more and with a short queue, half the rate or
-//     less is reached.
 //
 // Source: holepunchto/libudx (src/udx.c, src/udx_bbr.c), and the behaviour of udx-native 1.21.3.
 package udx

@@ -290,6 +290,39 @@ func TestReadBuffer(t *testing.T) {
 	}
 }
 
+// TestHolesAreFilledWhenThereIsNoRoom wants packets that were lost to find room, although those sent after them have taken all
+// that is for them, and the room to end.
+func TestHolesAreFilledWhenThereIsNoRoom(t *testing.T) {
+	const every = 30
+	a := assembly{limit: 1 << 20}
+	data := make([]byte, 1400)
+	q := seq(1)
+	for ; q%every == 0 || a.add(q, FlagData, data) == outOfOrder; q++ {
+	}
+	filled := 0
+	for hole := seq(every); hole < q; hole += every {
+		if got := a.add(hole, FlagData, data); got != outOfOrder {
+			t.Fatalf("hole at %d of %d: %d", hole, q, got)
+		}
+		filled++
+	}
+	if filled < 50 || a.add(q, FlagData, data) != refused {
+		t.Errorf("%d holes filled, and room behind the end", filled)
+	}
+	if got := a.add(0, FlagData, data); got != holeFilled || a.expected < q {
+		t.Errorf("the packet expected next: %d, then %d", got, a.expected)
+	}
+	a = assembly{limit: 1 << 20}
+	a.add(1<<17, FlagData, data)
+	n := 0
+	for q := seq(1); a.add(q, FlagData, data) == outOfOrder; q++ {
+		n++
+	}
+	if most := a.most() / len(data); n > most {
+		t.Errorf("%d packets before one far ahead, want %d at most", n, most)
+	}
+}
+
 func TestBlocksTakeTurns(t *testing.T) {
 	a := assembly{limit: 4 << 20}
 	for q := seq(2); q < 402; q += 2 {

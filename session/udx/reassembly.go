@@ -9,10 +9,11 @@ const (
 
 	heldCost = 128 // bytes a packet kept beyond a hole counts for at least
 	// Peers may overshoot a window: by a packet or two, and by what they send on a report that a later one has
-	// overtaken. What fills a hole is let in a little further than what comes after one, or the room could be full of
-	// packets that wait for one which finds none.
+	// overtaken. What fills a hole is let in further than what comes after all, and the packet expected next a little further still,
+	// or the room could be full of packets that wait for some which find none.
 	windowSlack  = 32 << 10
 	windowSlacks = 4 // this part of the limit, besides
+	holeSlacks   = 8 // this part of the limit
 	holeSlack    = 32 << 10
 
 	maxRecent = 16 // packets, which are reported each time; acknowledgements are not put off for so many
@@ -69,7 +70,9 @@ func (a *assembly) window() uint32 {
 }
 
 // most is how many bytes are kept at most.
-func (a *assembly) most() int { return 2*a.limit + a.limit/windowSlacks + windowSlack + holeSlack }
+func (a *assembly) most() int {
+	return 2*a.limit + a.limit/windowSlacks + windowSlack + a.limit/holeSlacks + holeSlack
+}
 
 // add takes a packet with FlagData or FlagEnd. It does not keep data.
 func (a *assembly) add(q seq, flags Flags, data []byte) arrival {
@@ -108,6 +111,9 @@ func (a *assembly) add(q seq, flags Flags, data []byte) arrival {
 	}
 	if _, ok := a.held[q]; ok {
 		return duplicate
+	}
+	if n := len(a.ranges); n == 0 || !q.before(a.ranges[n-1].start) {
+		room -= a.limit / holeSlacks
 	}
 	if room < 0 || q-a.expected > maxAhead {
 		return refused
