@@ -29,6 +29,7 @@ type World struct {
 	ports  map[netip.AddrPort]*Port
 	spare  [][]byte
 	seed   uint64
+	rng    *rand.Rand // of the order in which flows move
 	links  uint64
 }
 
@@ -60,7 +61,7 @@ func (e *events) Pop() any {
 
 // New returns a World whose chance comes from a seed.
 func New(seed uint64) *World {
-	return &World{ports: make(map[netip.AddrPort]*Port), seed: seed}
+	return &World{ports: make(map[netip.AddrPort]*Port), seed: seed, rng: rand.New(rand.NewPCG(seed, 0))}
 }
 
 // Now returns the time since the World began.
@@ -119,6 +120,10 @@ func (w *World) Run(until time.Duration) {
 		}
 		if w.now-w.pumped >= pumpEvery || w.pumped == 0 {
 			w.pumped = max(w.now, 1)
+			// None is always the first: where a queue is short, the one whose packets come first has the room.
+			if len(w.flows) > 1 {
+				w.rng.Shuffle(len(w.flows), func(i, j int) { w.flows[i], w.flows[j] = w.flows[j], w.flows[i] })
+			}
 			for _, f := range w.flows {
 				f.move()
 			}
