@@ -26,7 +26,7 @@ const (
 	// theirs, of which all but a slowRare-th took no longer. Until the next judgement one that takes longer raises it by a
 	// slowRise-th at most.
 	slowSettled = 32
-	slowRare    = 8
+	slowRare    = 50
 	slowRise    = 8
 
 	doubtful = 1024 // packets taken for lost that are remembered, a power of two
