@@ -25,7 +25,7 @@ func TestSlowPackets(t *testing.T) {
 			} else {
 				r.fack = q
 			}
-			r.arrived(ms(at), &packet{seq: q, sends: 1, sentAt: ms(at - rtt)}, &rtts, false, true)
+			r.arrived(ms(at), &packet{packetBooks: packetBooks{seq: q, sends: 1, sentAt: ms(at - rtt)}}, &rtts, false, true)
 		}
 		at += 2
 	}
@@ -70,7 +70,7 @@ func TestPacketThatCameTwiceTookLonger(t *testing.T) {
 	rtts.sample(1, 80*time.Millisecond)
 	r.reordering, r.slow = true, 80*time.Millisecond
 	for i := range 200 {
-		p := &packet{seq: seq(i), sends: 1, n: 100, sentAt: ms(1000 + i)}
+		p := &packet{packetBooks: packetBooks{seq: seq(i), sends: 1, n: 100, sentAt: ms(1000 + i)}}
 		r.gaveUp(ms(1090+i), p)
 		if r.again(ms(1400+i), p.seq, &rtts) != p.cost() {
 			t.Fatal("not remembered")
