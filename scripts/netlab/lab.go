@@ -210,8 +210,15 @@ func (l *Lab) counter(name string) (counter, error) {
 }
 
 // Snapshot is the state of a namespace's network that a well-behaved program leaves as it found it: addresses,
-// routes and rules of both families, packet filter, and the machine's resolv.conf.
+// routes and rules of both families, packet filter, and the machine's resolv.conf. It waits until no address is tentative any
+// more, at most ten seconds: on a busy machine those of new devices are for a while.
 func (n *Net) Snapshot() (string, error) {
+	for range 100 {
+		if out, err := n.Output("ip", "-6", "addr", "show", "tentative"); err != nil || len(out) == 0 {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
 	var b strings.Builder
 	for _, args := range [][]string{
 		{"ip", "-d", "link"},
