@@ -3,6 +3,8 @@ package session
 import (
 	"context"
 	"errors"
+	"net"
+	"os"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -59,6 +61,49 @@ func TestCancelledDialLeavesNothing(t *testing.T) {
 		}
 		if stages[StageFind] == 0 || stages[StageHandshake] == 0 || stages[StagePath] == 0 {
 			t.Errorf("stages in which it was cancelled: %v, want all", stages)
+		}
+	})
+}
+
+// A Listener that closes leaves no stream open that nobody will ever accept, whenever in a handshake that is.
+func TestClosedListenerEndsWhatIsNotAccepted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
+		ha, hb, _, _ := w.homes()
+		a, b := w.end(ha), w.end(hb)
+		connected := 0
+		for after := time.Duration(0); after < 600*time.Millisecond; after += 5 * time.Millisecond {
+			l, err := b.Listen(b.cfg.Identity, ListenConfig{Admit: func(Caller) error { return nil }})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := l.Announced(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			closed := make(chan error, 1)
+			time.AfterFunc(after, func() { closed <- l.Close() })
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			c, err := a.Dial(ctx, b.public(), DialConfig{})
+			cancel()
+			if err == nil {
+				connected++
+				if err := c.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("listener closed after %v: the stream lives on (%v)", after, err)
+				}
+				c.Close()
+			}
+			if err := <-closed; err != nil {
+				t.Errorf("close after %v: %v", after, err)
+			}
+			if c, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
+				t.Errorf("accept after close: %v, %v", c, err)
+			}
+		}
+		if connected == 0 {
+			t.Error("no stream was opened")
 		}
 	})
 }

@@ -134,21 +134,24 @@ func (l *Listener) shutdown(ctx context.Context) error {
 	l.mu.Unlock()
 
 	l.slots.close()
-	err := l.ann.Close(ctx)
-	for {
-		select {
-		case c := <-l.accepted:
-			err = errors.Join(err, c.Close())
-			continue
-		default:
-		}
-		break
-	}
+	err := errors.Join(l.ann.Close(ctx), l.endAccepted())
 	h := l.host
 	h.mu.Lock()
 	h.listeners = slices.DeleteFunc(h.listeners, func(o *Listener) bool { return o == l })
 	h.mu.Unlock()
 	return err
+}
+
+// endAccepted ends the streams that nobody has accepted.
+func (l *Listener) endAccepted() (err error) {
+	for {
+		select {
+		case c := <-l.accepted:
+			err = errors.Join(err, c.Close())
+		default:
+			return err
+		}
+	}
 }
 
 // HandleHandshake implements [dht.Server].
@@ -413,6 +416,9 @@ func (l *Listener) deliver(lk *link) {
 	}
 	select {
 	case l.accepted <- c:
+		if isClosed(l.closed) { // nobody accepts any more, and Close may have looked already
+			_ = l.endAccepted() // the client's loss
+		}
 		return
 	default:
 	}
