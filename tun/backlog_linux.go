@@ -11,15 +11,16 @@ import (
 const (
 	smallSlots     = 1024
 	smallSlotBytes = 2 << 10 // for a packet of the usual MTU
-	largeSlots     = 64
+	largeSlots     = 128
 	largeSlotBytes = virtioLen + maxPacket + 1 // 64 KiB and a little
 	// Before some are sent, at most so much is read: all that the kernel keeps for us, unless the packets are large.
 	backlogReads = queueLength
-	backlogBytes = largeSlots * maxPacket
+	backlogBytes = largeSlots / 2 * maxPacket
 )
 
 // backlog is the room for packets that wait in this process, where they are told apart by flow, and not in the kernel, where
-// those that come later wait behind all others. It is used only if there are more than a batch has room for, and takes 6 MiB then.
+// those that come later wait behind all others. It is used only if there are more than a batch has room for, and takes up to
+// 10 MiB then.
 type backlog struct {
 	*fair
 	arena []byte

@@ -129,7 +129,7 @@ func TestAFloodDoesNotHoldUpOtherFlows(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			q, kernel := newTestQueue(t)
 			n := offer(t, kernel, row.most, func(i int) []byte { return flowPacket(bulkFrom, row.size, i) })
-			if n < 2*batchPackets && row.size < 10_000 || row.loss && n <= largeSlots {
+			if n < 2*batchPackets && row.size < 10_000 || row.loss && n < row.most {
 				t.Skipf("this system has room for %d packets in a socket", n)
 			}
 			full := false
