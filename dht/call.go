@@ -151,6 +151,7 @@ func (n *Node) sendCall(now time.Time, c *call) {
 func (n *Node) expire(now time.Time, c *call) {
 	if c.sent == 1 && c.lookup != nil {
 		c.lookup.late(c.to)
+		n.missed(c.to)
 		if c.lookup.run(now); c.over {
 			return
 		}

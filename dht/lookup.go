@@ -42,11 +42,11 @@ type lookup struct {
 	usedNodes  bool   // the bootstrap nodes were added
 }
 
-// background starts a query that yields to others.
+// background starts a query that yields to others. Until the node is ready everything waits for it, so it does not yield.
 func (n *Node) background(now time.Time, spec lookupSpec, done func(time.Time, []found, error)) {
 	spec.command = cmdFindNode
-	l := n.newLookup(spec, backgroundConcurrency, done)
-	l.busy = true
+	l := n.newLookup(spec, queryConcurrency, done)
+	l.busy = n.bootstrapped
 	l.begin(now)
 }
 

@@ -137,7 +137,7 @@ func (n *Node) heardResponse(now time.Time, s Socket, from netip.AddrPort, r *re
 	if m == nil {
 		return
 	}
-	m.answered = true
+	m.hearing = answers
 	if sample {
 		n.sampled(now, from, r.to)
 	}
@@ -156,6 +156,9 @@ func (n *Node) heardRequest(now time.Time, in *incoming) {
 func (n *Node) heard(now time.Time, c contact) *node {
 	if m := n.table.get(c.id); m != nil {
 		m.pinged = int32(n.tick)
+		if m.hearing == remembered {
+			m.hearing = asks
+		}
 		n.table.heard(m)
 		return m
 	}
@@ -178,7 +181,17 @@ func (n *Node) add(now time.Time, c contact) *node {
 // addKnown puts a node known from an earlier run into the table.
 func (n *Node) addKnown(a netip.AddrPort) {
 	if c := contactAt(a); n.acceptable(a) && c.id != n.table.own {
-		n.table.add(newNode(c, n.tick))
+		m := newNode(c, n.tick)
+		m.hearing = remembered
+		n.table.add(m)
+	}
+}
+
+// missed takes in that the node at a did not answer in time. If nothing was heard from it since the start, it is probably
+// gone, and must not hold up one query after the other; if it answers later, it is back.
+func (n *Node) missed(a netip.AddrPort) {
+	if m := n.table.get(NodeID(a)); m != nil && m.hearing == remembered {
+		n.drop(m)
 	}
 }
 

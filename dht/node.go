@@ -64,7 +64,8 @@ type Node struct {
 	firewalled bool
 	persistent bool
 	health     health
-	private    bool // not on the public Internet: see Config.Private
+	private    bool     // not on the public Internet: see Config.Private
+	entries    []string // [Config.Bootstrap]
 	bootstraps []bootstrapHost
 	resolved   map[string]*resolution
 
@@ -115,6 +116,7 @@ func New(cfg Config) (*Node, error) {
 		lookups:    make(map[*lookup]struct{}),
 		firewalled: !cfg.Open,
 		private:    cfg.Private || isPrivate(hosts, cfg),
+		entries:    slices.Clone(cfg.Bootstrap),
 		bootstraps: hosts,
 		resolved:   make(map[string]*resolution),
 		requests:   newRequestLimits(),
@@ -405,6 +407,9 @@ func (n *Node) defaultSocket() Socket {
 	}
 	return n.server
 }
+
+// Bootstrap returns the nodes to enter the network by that the node was configured with, those of the public network included.
+func (n *Node) Bootstrap() []string { return slices.Clone(n.entries) }
 
 // RecentNodes returns up to limit members of the network, the one most recently heard from first.
 func (n *Node) RecentNodes(limit int) []netip.AddrPort {

@@ -182,6 +182,50 @@ func TestKnownNodesStandInForBootstrapNodes(t *testing.T) {
 	})
 }
 
+func TestRememberedNodesThatAreGoneHoldUpNothing(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		open bool
+		gone int
+		want time.Duration // until it is ready: a second for ten of them
+	}{
+		{"behind a firewall", false, 9, 2 * time.Second},
+		{"open", true, 9, 2 * time.Second},
+		{"many", true, 60, 7 * time.Second},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, w *testNet) {
+				members := w.members(8)
+				n := w.node(row.open, func(c *Config) {
+					c.Mode, c.Bootstrap = Ephemeral, bootstrapList(members[:1])
+					for i := range row.gone {
+						c.Nodes = append(c.Nodes, netip.AddrPortFrom(testHost(1000+i), 49737))
+					}
+				})
+				start := time.Now()
+				w.ready(n)
+				if took := time.Since(start); took > row.want {
+					t.Errorf("ready after %v, want at most %v", took, row.want)
+				}
+				for i := range 5 {
+					start = time.Now()
+					for _, err := range n.FindNode(t.Context(), key.Hash([]byte{byte(i)})) {
+						if err != nil {
+							t.Fatal(err)
+						}
+					}
+					if took := time.Since(start); row.gone < 20 && took > time.Second {
+						t.Errorf("query %d took %v", i, took)
+					}
+				}
+				if got := n.Info().Nodes; row.gone < 20 && got != len(members) {
+					t.Errorf("knows %d nodes, want the %d members", got, len(members))
+				}
+			})
+		})
+	}
+}
+
 func TestNodeStartedOfflineComesOnline(t *testing.T) {
 	bubble(t, func(t *testing.T, w *testNet) {
 		nodes := w.members(10)

@@ -126,7 +126,7 @@ func (n *Node) handleRequest(now time.Time, in *incoming) {
 		in.verified = n.tokens.valid(in.token.v, in.from.Addr(), now)
 		badToken = !in.verified
 	}
-	if m := n.knownAs(in.id); m != nil && m.answered {
+	if m := n.knownAs(in.id); m != nil && m.hearing == answers {
 		in.verified = true
 	}
 	n.stats.Requests++

@@ -23,8 +23,8 @@ type node struct {
 	ip   [4]byte
 	port uint16
 
-	hints    uint8 // how often others said that it is down, at most 255
-	answered bool  // it answered a request of ours, so it does receive at its address
+	hints   uint8 // how often others said that it is down, at most 255
+	hearing hearing
 
 	added  int32 // the tick in which it entered the table
 	pinged int32 // the tick in which it was last asked, or heard from
@@ -32,6 +32,15 @@ type node struct {
 	// In the order of being heard from; nil at the ends, and both if the node is not in the table.
 	older, newer *node
 }
+
+// hearing says what has been heard from a node.
+type hearing uint8
+
+const (
+	asks       hearing = iota // it sent a request
+	remembered                // nothing yet: it is known from an earlier run, and may be long gone
+	answers                   // it answered a request of ours, so it does receive at its address
+)
 
 // addr returns the node's address.
 func (n *node) addr() netip.AddrPort { return netip.AddrPortFrom(netip.AddrFrom4(n.ip), n.port) }
