@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -360,6 +361,46 @@ func TestPeerIsFoundWithoutBootstrapNodes(t *testing.T) {
 	}
 	if b, err := os.ReadFile(filepath.Join(client, "nodes.json")); err != nil || !bytes.Equal(b, nodes) {
 		t.Errorf("the nodes were forgotten while offline: %s, %v", b, err)
+	}
+}
+
+func TestStateIsOfOneNetwork(t *testing.T) {
+	t.Parallel()
+	state, _ := newIdentity(t)
+	remembered := func(name string) (list []string) {
+		b, err := os.ReadFile(filepath.Join(state, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(b, &list); err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	put := func(bootstrap string) (nodes []string) {
+		t.Helper()
+		status, _, talk := output(t, strings.NewReader("x"), "--state", state, "--bootstrap", bootstrap, "dht", "put", "-")
+		if status != 0 {
+			t.Fatalf("dht put: exit status %d\n%s", status, talk)
+		}
+		if nodes = remembered("nodes.json"); len(nodes) != 4 {
+			t.Errorf("%d nodes are remembered, want 4: %v", len(nodes), nodes)
+		}
+		return nodes
+	}
+	one, other := network(t), network(t)
+	first := put(one)
+	for _, a := range put(other) {
+		if slices.Contains(first, a) {
+			t.Errorf("%s of the one network was taken along into the other", a)
+		}
+	}
+	if got := remembered("network.json"); !slices.Equal(got, []string{other}) {
+		t.Errorf("the network remembered is that of %v, want %s", got, other)
+	}
+	put("127.0.0.1:9," + other) // the same network, with another bootstrap node besides
+	if got := remembered("network.json"); !slices.Equal(got, []string{"127.0.0.1:9", other}) {
+		t.Errorf("the network remembered is that of %v", got)
 	}
 }
 

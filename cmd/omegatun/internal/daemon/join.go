@@ -26,12 +26,18 @@ const (
 	maxNodes = 64
 	// knownPeersCache is the name of the cache with the nodes that led to peers, see [session.KnownPeer].
 	knownPeersCache = "known-peers"
+	// networkCache is the name of the cache with the bootstrap nodes of the network that the others are about.
+	networkCache = "network"
 )
 
 // Open opens the sockets and starts the DHT node, with the nodes and the ways to peers that dir remembers; dir may be nil.
 // Errors are [exit.Error]s. It does not wait for the network: [Join] does.
 func Open(cfg session.Config, dir *state.Dir) (*session.Host, error) {
-	if dir != nil {
+	bootstrap := cfg.DHT.Bootstrap
+	if bootstrap == nil {
+		bootstrap = dht.PublicBootstrap()
+	}
+	if dir != nil && !ofAnotherNetwork(dir, bootstrap, cfg.Logger) {
 		cfg.KnownPeers = load[session.KnownPeer](dir, knownPeersCache, cfg.Logger)
 		nodes := load[netip.AddrPort](dir, nodesCache, cfg.Logger)
 		for _, p := range cfg.KnownPeers { // most of these are nodes, too
@@ -133,9 +139,21 @@ func Remember(h *session.Host, dir *state.Dir, log *slog.Logger) {
 			log.Warn("what was learnt is not remembered", "error", err)
 		}
 	}
+	network := h.Node().Bootstrap()
+	anew := ofAnotherNetwork(dir, network, log)
 	nodes, peers := h.Node().RecentNodes(maxNodes), h.KnownPeers()
-	save(nodesCache, nodes, len(nodes) == 0)
-	save(knownPeersCache, peers, len(peers) == 0)
+	save(nodesCache, nodes, len(nodes) == 0 && !anew)
+	save(knownPeersCache, peers, len(peers) == 0 && !anew)
+	if kept := load[string](dir, networkCache, log); !slices.Equal(kept, network) {
+		save(networkCache, network, len(network) == 0)
+	}
+}
+
+// ofAnotherNetwork reports whether dir remembers a network that has no bootstrap node in common with the given ones. Its nodes
+// would lead there: what is announced would be found in that network, and not in the one that was asked for.
+func ofAnotherNetwork(dir *state.Dir, bootstrap []string, log *slog.Logger) bool {
+	kept := load[string](dir, networkCache, log)
+	return len(kept) > 0 && !slices.ContainsFunc(kept, func(b string) bool { return slices.Contains(bootstrap, b) })
 }
 
 // Explain returns why a peer could not be reached, with its exit status and what can be done.
