@@ -287,6 +287,30 @@ func TestStreamOnStdinAndStdout(t *testing.T) {
 	}
 }
 
+// As hyperbeam and holesail do it: whoever has the key may connect.
+func TestStreamBetweenTwoWithOneKey(t *testing.T) {
+	t.Parallel()
+	bootstrap := "--bootstrap=" + network(t)
+	server, key := newIdentity(t)
+	_, seed, _ := output(t, nil, "--state", server, "key", "export")
+	client := filepath.Join(t.TempDir(), "state")
+	if status, _, talk := output(t, bytes.NewReader(seed), "--state", client, "key", "import", "-"); status != 0 {
+		t.Fatalf("key import: exit status %d\n%s", status, talk)
+	}
+	l := start(t, strings.NewReader(""), "--state", server, bootstrap, "listen", "--allow", key, "--once")
+	l.stderr.want(t, "listening "+key)
+	if status, _, talk := output(t, strings.NewReader("hello\n"), "--state", client, bootstrap, "connect", key); status != 0 {
+		t.Errorf("connect: exit status %d\n%s", status, talk)
+	}
+	l.stdout.want(t, "hello")
+	if status := <-l.done; status != 0 {
+		t.Errorf("listen: exit status %d", status)
+	}
+	if status, _, talk := output(t, nil, "--state", client, bootstrap, "ping", key); status != int(exit.Usage) {
+		t.Errorf("ping of the own key: exit status %d, want %d\n%s", status, exit.Usage, talk)
+	}
+}
+
 // What was learnt is on disk, so that a peer is found again when no bootstrap node is left.
 func TestPeerIsFoundWithoutBootstrapNodes(t *testing.T) {
 	t.Parallel()

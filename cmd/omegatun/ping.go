@@ -53,7 +53,7 @@ it. 8: it refused, or does not answer. 9: nothing came back, or no DHT node answ
 			if count < 0 || interval < time.Millisecond || timeout < time.Millisecond {
 				return exit.New(exit.Usage, "-c must not be negative, -i and --timeout are at least 1ms")
 			}
-			p, err := e.findPeer(args[0])
+			p, err := e.findOther(args[0])
 			if err != nil {
 				return err
 			}
@@ -135,13 +135,19 @@ func (e *env) printSummary(sent int, rtts []float64, try string) error {
 	return nil
 }
 
-// findPeer returns the peer that a person means by arg; not this machine itself.
+// findPeer returns the peer that a person means by arg. That may be this machine's own key: programs such as hyperbeam and
+// holesail give one key to both ends, so that who has it may connect.
 func (e *env) findPeer(arg string) (config.Peer, error) {
 	c, err := e.loadConfig()
 	if err != nil {
 		return config.Peer{}, err
 	}
-	p, err := e.lookUp(c, arg)
+	return e.lookUp(c, arg)
+}
+
+// findOther is findPeer, but for this machine itself.
+func (e *env) findOther(arg string) (config.Peer, error) {
+	p, err := e.findPeer(arg)
 	if err != nil {
 		return config.Peer{}, err
 	}

@@ -24,7 +24,7 @@ to it. 8: it does not answer. 9: it took too long.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var peer key.Public
 			if len(args) == 1 {
-				p, err := e.findPeer(args[0])
+				p, err := e.findOther(args[0])
 				if err != nil {
 					return err
 				}
