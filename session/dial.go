@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -90,7 +91,7 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 	var offer tunnel.Offer
 	payload := h.payload(l)
 	if !d.direct && !d.beside {
-		payload.RelayThrough = h.nameRelay(d.remote, d.through, d.tunnel)
+		payload.RelayThrough = h.nameRelay(d.remote, d.through)
 	}
 	if d.tunnel {
 		if p := h.Peer(d.remote); p != nil {
@@ -109,7 +110,6 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 			offer.Features |= tunnel.FeatureBeside
 		}
 		payload.Trailer = offer.Append(nil)
-		payload.Addresses6 = h.localAddresses6()
 	}
 	msg, err := initiator.Write(payload.Append(nil))
 	if err != nil {
@@ -164,7 +164,7 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 			return nil, err
 		}
 	}
-	l.setRemoteID(udx.ID(p.UDX.ID))
+	l.setRemoteID(udx.ID(p.UDX.ID), strings.HasPrefix(string(p.Trailer), streamMark))
 	if !d.at.IsValid() {
 		h.rememberRelays(d.remote, p.RelayAddresses, hs.reply.Relay)
 	}
@@ -178,14 +178,7 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 	trying := ways{last: func() { cancel(errNoneAnswered) }} // unless the link is up
 	trying.add()
 	var relayErr atomic.Pointer[error]
-	delay := time.Duration(0)
-	switch either := dht.Firewall(p.Firewall) == dht.FirewallOpen || h.firewall() == dht.FirewallOpen; {
-	case either && d.tunnel:
-		delay = callerDelay
-	case either:
-		delay = directDelay
-	}
-	if m := h.meeting(l, payload.RelayThrough, p.RelayThrough, delay); m != nil && !d.direct && !d.beside && hs.reply.Relayed {
+	if m := h.meeting(l, &payload, &p); m != nil && !d.direct && !d.beside && hs.reply.Relayed {
 		trying.add()
 		h.relay(l, m, func(err error) {
 			relayErr.Store(&err)
@@ -254,8 +247,10 @@ func (h *Host) payload(l *link) noise.Payload {
 		Version:      noise.PayloadVersion,
 		Firewall:     uint64(dht.FirewallUnknown),
 		Addresses4:   h.localAddresses(),
+		Addresses6:   h.localAddresses6(),
 		UDX:          &noise.UDXInfo{Version: 1, ID: uint32(l.stream.ID())},
 		SecretStream: &noise.SecretStreamInfo{Version: 1},
+		Trailer:      []byte(streamMark),
 	}
 	if a, ok := h.node.RemoteAddr(); ok {
 		p.Firewall = uint64(dht.FirewallOpen)
@@ -279,7 +274,7 @@ func (h *Host) findPath(ctx context.Context, l *link, hs *handshaking) (*punch.C
 		return nil, nil
 	}
 	relayed := reply.Server != reply.Relay
-	l.offerForeign(p.Addresses4, p.Addresses6)
+	l.offerForeign(p.Addresses4, p.Addresses6, reply.Server.Addr())
 	punchable := p.Holepunch != nil && len(p.Holepunch.Relays) > 0
 	sock := h.node.DefaultSocket().(Socket)
 	if dht.Firewall(p.Firewall) == dht.FirewallOpen || relayed && !punchable {

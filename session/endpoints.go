@@ -3,6 +3,7 @@ package session
 import (
 	"net/netip"
 	"slices"
+	"time"
 
 	"omegatun/punch"
 )
@@ -14,6 +15,10 @@ const (
 	// maxForeign bounds the public addresses of a handshake that are probed beside the one that a relay saw. The
 	// message may be a replayed one, so nobody is to be probed at many places by it.
 	maxForeign = 2
+	// knocksByCaller and knocksByDialled are how often a plain stream knocks at each of them: for 2.3 s, and 140 ms, in which the
+	// NAT or firewall of the side that was dialled opens.
+	knocksByCaller  = 12
+	knocksByDialled = 4
 )
 
 // mayProbe reports whether a datagram may be sent to a at all: to one host, and not into a tunnel.
@@ -167,14 +172,12 @@ func sameNetwork(ours []netip.Addr, a netip.Addr) bool {
 }
 
 // offerForeign makes addresses candidates that the peer names in a handshake: public ones, those that its router
-// forwards among them, and IPv6. Only a tunnel can try them, because its probes are authenticated.
-func (l *link) offerForeign(four, six []netip.AddrPort) {
-	if l.epoch == nil {
-		return
-	}
+// forwards among them, and IPv6. A caller is seen at the given address, and who opens a plain stream may be anybody: his other
+// IPv4 addresses are left alone then.
+func (l *link) offerForeign(four, six []netip.AddrPort, seen netip.Addr) {
 	n := 0
 	for _, a := range four {
-		if n < maxForeign && !punch.IsBogon(a.Addr()) {
+		if n < maxForeign && !punch.IsBogon(a.Addr()) && (l.epoch != nil || l.initiator || a.Addr() == seen) {
 			n++
 			l.offerAddress(a)
 		}
@@ -188,8 +191,20 @@ func (l *link) offerForeign(four, six []netip.AddrPort) {
 
 // offerAddress makes an address a candidate, from the socket for it.
 func (l *link) offerAddress(a netip.AddrPort) {
-	if s := l.host.socketFor(a.Addr()); s != nil {
+	s := l.host.socketFor(a.Addr())
+	switch {
+	case s == nil:
+	case l.epoch != nil:
 		l.offer(s, a, l.host.kindOf(a.Addr()))
+	case a.Port() != 0 && l.host.mayProbe(a.Addr()):
+		n := knocksByDialled
+		if l.initiator {
+			n = knocksByCaller
+		}
+		l.mu.Lock()
+		l.prober.add(s, a, l.host.kindOf(a.Addr()), n, time.Now())
+		l.mu.Unlock()
+		l.poke()
 	}
 }
 

@@ -277,7 +277,7 @@ func TestNoCandidateLeadsAstray(t *testing.T) {
 				six = append(six, e.Addr)
 			}
 		}
-		l.offerForeign(four, six)
+		l.offerForeign(four, six, netip.Addr{})
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		for _, c := range l.prober.cands[before:] {

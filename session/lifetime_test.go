@@ -142,7 +142,7 @@ func TestEachMessageOfARelayedPathIsHeard(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			s.receive(d)
+			s.receive(nil, netip.AddrPort{}, d)
 			if heard := to.heard.Load(); heard != time.Now().UnixNano() {
 				t.Errorf("the link was heard %v ago, want now", time.Since(time.Unix(0, heard)))
 			}

@@ -66,6 +66,7 @@ type link struct {
 	secure   atomic.Pointer[secretstream.Conn] // on top of stream, once it is connected
 	remoteID udx.ID
 	framed   bool                  // the remote stream id is known; guarded by mu
+	proves   bool                  // the peer answers challenges, see streampath.go; guarded by mu until framed
 	atRelay  atomic.Pointer[route] // of a plain stream, once the peer has been met at a relay
 	relaying atomic.Bool           // of a plain stream: it serves to arrange relaying for the peer
 
@@ -92,7 +93,8 @@ type link struct {
 	checked    bool        // several probes have been sent since unheard, because there is a reason to doubt
 	stale      bool        // the control stream has ended, or keys are overdue: another link should take the place of this one
 	challenges []challenge // that may still be answered
-	challenged time.Time   // when the last was sent
+	challenged time.Time   // when the last was sent to an address that the stream did not know
+	moved      time.Time   // when a plain stream was last pointed elsewhere
 	early      *route      // where the stream was heard before the remote id was known
 	isUp       bool
 	upAt       time.Time

@@ -79,18 +79,21 @@ func (l *link) ownLocked(s Socket) {
 // adopt makes the link an owner of a socket that another link's punching opened, or reports that this cannot be. The main
 // sockets need no owner.
 func (l *link) adopt(s Socket) bool {
-	if l.host.isMain(s) {
-		return true
-	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed {
-		return false
-	}
-	if slices.Contains(l.owned, s) {
+	return l.adoptLocked(s)
+}
+
+// adoptLocked is adopt with l.mu held.
+func (l *link) adoptLocked(s Socket) bool {
+	switch {
+	case l.host.isMain(s):
 		return true
-	}
-	if !l.host.sockets.hold(s) {
+	case l.closed:
+		return false
+	case slices.Contains(l.owned, s):
+		return true
+	case !l.host.sockets.hold(s):
 		return false
 	}
 	l.owned = append(l.owned, s)
@@ -173,7 +176,10 @@ func (l *link) poke() {
 }
 
 // open probes candidates until one answers, the link closes or ctx ends. It returns nil once the link is up.
-func (l *link) open(ctx context.Context) error {
+func (l *link) open(ctx context.Context) error { return l.probeUntil(ctx, l.up) }
+
+// probeUntil probes candidates until goal is closed, the link closes or ctx ends. It returns nil once goal is closed.
+func (l *link) probeUntil(ctx context.Context, goal <-chan struct{}) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -183,12 +189,12 @@ func (l *link) open(ctx context.Context) error {
 			timer.Reset(time.Until(next))
 		}
 		select {
-		case <-l.up:
+		case <-goal:
 			return nil
 		case <-l.done:
 			return l.cause()
 		case <-ctx.Done():
-			if isClosed(l.up) { // a result that is there counts
+			if isClosed(goal) { // a result that is there counts
 				return nil
 			}
 			return context.Cause(ctx)
@@ -211,6 +217,10 @@ func (l *link) sendProbes(now time.Time) time.Time {
 
 // ping sends one probe. On the path in use it also tells the peer where to send.
 func (l *link) ping(p probe) {
+	if l.epoch == nil {
+		l.knock(p.route)
+		return
+	}
 	kind := tunnel.PathProbe
 	if l.cur.Load() == p.route {
 		kind = tunnel.Ping

@@ -15,22 +15,35 @@ func (l *link) offerStream(sock Socket, remote netip.AddrPort, kind PathKind) {
 	l.offerRoute(&route{sock: sock, remote: remote, kind: kind})
 }
 
-// offerRoute is offerStream for a route. A direct path takes over from a relayed one; see Host.relayStream for the way back.
+// offerRoute is offerStream for a route. Until the link is up the latest counts, but the side that dialled stays where it hears
+// the peer: the other comes after it. A direct path takes over from a relayed one, of a peer that answers challenges only when it
+// has answered one there; see Host.relayStream for the way back.
 func (l *link) offerRoute(r *route) {
+	now := time.Now()
 	l.mu.Lock()
 	cur := l.cur.Load()
 	upgrade := cur != nil && cur.kind == PathRelay && r.kind != PathRelay
-	if l.closed || l.isUp && !upgrade || !l.isUp && cur != nil && r.kind == PathRelay {
+	hears := cur != nil && cur.kind != PathRelay && cur.heard.Load() != 0
+	switch {
+	case l.closed, l.isUp && !upgrade, !l.isUp && l.initiator && hears:
 		l.mu.Unlock()
 		return
-	}
-	if !l.framed {
+	case !l.framed:
 		l.early = r
 		l.mu.Unlock()
 		return
+	case l.isUp && l.proves:
+		l.prober.add(r.sock, r.remote, r.kind, probesToOpen, now)
+		l.mu.Unlock()
+		l.poke()
+		return
 	}
 	first := cur == nil
+	if !first && r.kind == PathRelay && l.proves { // the direct one may still work, later
+		l.prober.add(cur.sock, cur.remote, cur.kind, probesToOpen, now)
+	}
 	l.cur.Store(r)
+	l.moved = now
 	if l.isUp {
 		l.noteDirectLocked(r)
 	}
@@ -59,6 +72,7 @@ func (l *link) backToRelay(r *route) {
 	l.mu.Lock()
 	if !l.closed {
 		l.cur.Store(r)
+		l.moved = time.Now()
 	}
 	l.mu.Unlock()
 	if err := l.stream.ChangeRemote(r.sock, r.remote, r.id); err != nil {
@@ -98,10 +112,10 @@ func (l *link) streamDone() {
 	l.close(cmp.Or(l.stream.Err(), net.ErrClosed))
 }
 
-// setRemoteID tells the link the peer's stream id, after the handshake.
-func (l *link) setRemoteID(id udx.ID) {
+// setRemoteID tells the link, after the handshake, the peer's stream id, and whether the peer answers challenges.
+func (l *link) setRemoteID(id udx.ID, proves bool) {
 	l.mu.Lock()
-	l.remoteID, l.framed = id, true
+	l.remoteID, l.proves, l.framed = id, proves, true
 	early := l.early
 	l.early = nil
 	l.mu.Unlock()
@@ -123,12 +137,35 @@ func (l *link) acceptStream(s udx.Socket, from netip.AddrPort) bool {
 		return true // it is no direct path
 	}
 	if isClosed(l.up) {
-		if cur := l.cur.Load(); cur.kind != PathRelay && !cur.is(sock, from) {
+		if cur := l.cur.Load(); (cur.kind != PathRelay || l.proves) && !cur.is(sock, from) {
 			return false // see strayPacket
 		}
 	}
-	l.offerStream(sock, from, l.host.kindOf(from.Addr()))
+	r := &route{sock: sock, remote: from, kind: l.host.kindOf(from.Addr())}
+	r.heard.Store(time.Now().UnixNano())
+	l.offerRoute(r)
 	return true
+}
+
+// knock makes a plain stream heard at an address that may lead to the peer. Before the link is up that is a packet which says
+// nothing: the peer points its own stream at where it came from. Later it is a challenge. Other programs than ours would take either
+// for a path that works.
+func (l *link) knock(r *route) {
+	l.mu.Lock()
+	cur := l.cur.Load()
+	switch {
+	case !l.proves || cur != nil && cur.is(r.sock, r.remote):
+		l.mu.Unlock()
+	case l.isUp:
+		l.mu.Unlock()
+		l.challenge(r.sock, r.remote, time.Now())
+	case l.initiator && cur != nil && cur.kind != PathRelay && cur.heard.Load() != 0: // the peer would come after us
+		l.mu.Unlock()
+	default:
+		h := udx.Header{Flags: udx.FlagHeartbeat, ID: l.remoteID, Window: knockWindow}
+		l.mu.Unlock()
+		_ = r.sock.Send(h.Append(nil), r.remote) // lost like any datagram
+	}
 }
 
 // streamUp makes a link without a tunnel up: its stream has heard the peer.
@@ -137,6 +174,7 @@ func (l *link) streamUp() {
 	first := !l.isUp && !l.closed
 	if first {
 		l.isUp, l.upAt = true, time.Now()
+		l.moved = l.upAt
 		l.noteDirectLocked(l.cur.Load())
 		l.host.streams.Store(l, nil)
 		close(l.up) // last: whoever waits for it may dial again at once

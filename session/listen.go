@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -304,17 +305,13 @@ func (l *Listener) shake(s *slot, req *dht.HandshakeRequest) (lk *link, msg []by
 	lk.beside = offered && err == nil && offer.Features&tunnel.FeatureBeside != 0
 	peer := h.Peer(caller.Key)
 	wantTunnel := l.cfg.Tunnels && peer != nil && offered && err == nil
-	callerOpen := dht.Firewall(theirs.Firewall) == dht.FirewallOpen
-	if req.Direct || lk.beside || callerOpen && !wantTunnel {
+	proves := strings.HasPrefix(string(theirs.Trailer), streamMark)
+	switch {
+	case req.Direct || lk.beside:
 		theirs.RelayThrough = nil // it is reached without
-	} else {
-		ours.RelayThrough = h.nameRelay(caller.Key, l.cfg.RelayThrough, wantTunnel)
+	case wantTunnel, proves, h.firewall() != dht.FirewallOpen && dht.Firewall(theirs.Firewall) != dht.FirewallOpen:
+		ours.RelayThrough = h.nameRelay(caller.Key, l.cfg.RelayThrough)
 	}
-	delay := time.Duration(0)
-	if wantTunnel && (callerOpen || h.firewall() == dht.FirewallOpen) {
-		delay = dialledDelay
-	}
-	s.meeting = h.meeting(lk, theirs.RelayThrough, ours.RelayThrough, delay)
 	var answer tunnel.Offer
 	if wantTunnel {
 		lk.peer.Store(peer)
@@ -324,8 +321,8 @@ func (l *Listener) shake(s *slot, req *dht.HandshakeRequest) (lk *link, msg []by
 		lk.setIndex(h.reserveIndex())
 		answer = h.offer(lk.index)
 		ours.Trailer = answer.Append(nil)
-		ours.Addresses6 = h.localAddresses6()
 	}
+	s.meeting = h.meeting(lk, &ours, &theirs)
 	msg, res, err := r.Write(ours.Append(nil))
 	if err != nil {
 		return lk, nil, nil
@@ -345,7 +342,7 @@ func (l *Listener) shake(s *slot, req *dht.HandshakeRequest) (lk *link, msg []by
 			peer.noteAttempt(lk.account)
 		}
 	}
-	lk.setRemoteID(udx.ID(theirs.UDX.ID))
+	lk.setRemoteID(udx.ID(theirs.UDX.ID), proves)
 	return lk, msg, l.findPath(s, lk, req, &theirs)
 }
 
@@ -364,7 +361,7 @@ func (l *Listener) findPath(s *slot, lk *link, req *dht.HandshakeRequest, theirs
 		lk.offer(h.node.DefaultSocket().(Socket), req.Client, h.kindOf(req.Client.Addr()))
 		return nil
 	}
-	lk.offerForeign(theirs.Addresses4, theirs.Addresses6)
+	lk.offerForeign(theirs.Addresses4, theirs.Addresses6, req.Client.Addr())
 	_, open := h.node.RemoteAddr()
 	lan := false
 	if req.Client.Addr() == req.To.Addr() { // the same public address: probably the same network

@@ -210,6 +210,11 @@ func (p *prober) heardFrom(sock Socket, remote netip.AddrPort) *route {
 	return nil
 }
 
+// has reports whether there are candidates of the socket.
+func (p *prober) has(s Socket) bool {
+	return slices.ContainsFunc(p.cands, func(c *candidate) bool { return c.route.sock == s })
+}
+
 // makeRoom forgets, if there are as many candidates as may be, the one that was heard least lately, but not cur.
 func (p *prober) makeRoom(cur *route) {
 	if len(p.cands) < maxCandidates {

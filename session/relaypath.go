@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"omegatun/dht"
 	"omegatun/dht/key"
 	"omegatun/session/noise"
 	"omegatun/session/protomux"
@@ -32,7 +33,8 @@ const (
 	relayIdle = time.Minute
 	// dialledDelay and callerDelay are how long the two sides of a tunnel wait before they relay, where one of them is open to all as
 	// far as the DHT can tell: it may not be for the other, but mostly a direct path answers before. The dialled side has
-	// answered as much earlier as its answer is under way. A plain stream waits directDelay.
+	// answered as much earlier as its answer is under way. A plain stream waits directDelay, and as long before it gives up for a relay
+	// a direct path that it has begun on.
 	callerDelay  = 50 * time.Millisecond
 	dialledDelay = 85 * time.Millisecond
 	directDelay  = time.Second
@@ -70,12 +72,8 @@ type relayConn struct {
 }
 
 // nameRelay chooses a relay for a connection with a peer, to be named in the handshake, from through or, if that is empty, from those
-// of the Host. It returns nil if there is none, or no need: who is open to all may yet not be so for this peer, but HyperDHT programs
-// meet nobody then, so only tunnels do.
-func (h *Host) nameRelay(peer key.Public, through []key.Public, tunnel bool) *noise.RelayThrough {
-	if _, open := h.node.RemoteAddr(); open && !tunnel {
-		return nil
-	}
+// of the Host. It returns nil if there is none.
+func (h *Host) nameRelay(peer key.Public, through []key.Public) *noise.RelayThrough {
 	list := slices.Clone(through)
 	if len(list) == 0 {
 		h.mu.Lock()
@@ -129,18 +127,31 @@ func (h *Host) isOurs(k key.Public) bool {
 	return slices.ContainsFunc(h.listeners, func(l *Listener) bool { return l.key.Public() == k })
 }
 
-// meeting returns where the two sides of a handshake meet, by what each of them named, delay after it. It returns nil for nowhere.
+// meeting returns where the two sides of a handshake meet, by what each of them named, and how long after it. It returns nil for
+// nowhere. Who is open to all may yet not be so for this peer, so the two meet then as well, but later. HyperDHT programs that
+// are dialled by such a one do not.
 //
 // Source: relay.md 6; npm hyperdht, lib/connect.js and lib/server.js (relayConnection).
-func (h *Host) meeting(l *link, client, server *noise.RelayThrough, delay time.Duration) *relayed {
-	named, byUs := server, !l.initiator
-	if named == nil {
-		named, byUs = client, l.initiator
+func (h *Host) meeting(l *link, ours, theirs *noise.Payload) *relayed {
+	named, byUs := theirs.RelayThrough, false
+	if named == nil || !l.initiator && ours.RelayThrough != nil { // what the server names counts
+		named, byUs = ours.RelayThrough, true
 	}
 	if named == nil || named.Relay == l.remote || h.isOurs(named.Relay) {
 		return nil
 	}
-	return &relayed{via: named.Relay, token: named.Token, initiator: byUs, delay: delay}
+	m := &relayed{via: named.Relay, token: named.Token, initiator: byUs}
+	if open := uint64(dht.FirewallOpen); ours.Firewall == open || theirs.Firewall == open {
+		switch {
+		case l.peer.Load() == nil:
+			m.delay = directDelay
+		case l.initiator:
+			m.delay = callerDelay
+		default:
+			m.delay = dialledDelay
+		}
+	}
+	return m
 }
 
 // relay meets the peer at a relay and offers the link the path that comes of it. It calls failed if none does, and returns at once. The
@@ -262,7 +273,6 @@ func (h *Host) relayStream(ctx context.Context, l *link, m *relayed, c *relayCon
 	r := c.link.cur.Load()
 	relayed := &route{sock: r.sock, remote: r.remote, kind: PathRelay, id: id}
 	l.atRelay.Store(relayed)
-	l.offerRoute(relayed)
 	knocking, silence := context.WithCancel(ctx)
 	defer silence()
 	h.wg.Go(func() {
@@ -274,7 +284,40 @@ func (h *Host) relayStream(ctx context.Context, l *link, m *relayed, c *relayCon
 	})
 	h.wg.Go(func() { _ = relay.Knock(knocking, knocker{l, relayed}) }) // that fails only if the stream has ended, which others see too
 	defer func() { _ = c.client.Unpair(ended, m.token) }()             // the relay also notices that nothing comes any more
+	l.awaitDirect(ctx)
+	l.offerRoute(relayed)
+	h.wg.Go(func() { l.seekDirect(ctx) })
 	return h.watchStream(ctx, l, c, relayed)
+}
+
+// awaitDirect gives the direct path that the stream has begun on directDelay to answer.
+func (l *link) awaitDirect(ctx context.Context) {
+	l.mu.Lock()
+	wait := directDelay - time.Since(l.moved)
+	l.mu.Unlock()
+	if l.cur.Load() == nil || wait <= 0 {
+		return
+	}
+	select {
+	case <-time.After(wait):
+	case <-l.up:
+	case <-ctx.Done():
+	}
+}
+
+// seekDirect tries the addresses that may lead to the peer of a relayed stream until one does, or ctx ends.
+func (l *link) seekDirect(ctx context.Context) {
+	select {
+	case <-l.up:
+	case <-ctx.Done():
+		return
+	}
+	l.mu.Lock()
+	if l.proves {
+		l.prober.wake(probesToCheck, time.Now())
+	}
+	l.mu.Unlock()
+	_ = l.probeUntil(ctx, l.direct) // the stream goes on over the relay
 }
 
 // knocker makes itself heard at the relay, whichever path the stream uses: what the peer has sent there before it knew of a direct path
@@ -488,7 +531,7 @@ func (s *relaySocket) pair(ctx context.Context, m *relayed, c *relayConn) error 
 }
 
 // receive takes a message of the stream. Nothing about it is authentic yet.
-func (s *relaySocket) receive(b []byte) {
+func (s *relaySocket) receive(_ udx.Socket, _ netip.AddrPort, b []byte) {
 	if h, _, err := udx.ParseHeader(b); err == nil && h.ID == s.link.stream.ID() {
 		s.host.mux.Receive(s, b, s.remote)
 		return

@@ -19,7 +19,10 @@ import (
 // The MAC is the beginning of BLAKE2b-256 of type and nonce, under a key that is BLAKE2b-256 of "omegatun stream path", keyed with the
 // sender's key of the handshake. A packet from elsewhere is answered there with a challenge. The response goes to where the stream's
 // packets go, and to the source of the challenge if that is elsewhere too, because the challenger may have moved as well. The
-// reference implementation ignores both.
+// reference implementation ignores both, so a peer that answers them says so behind its handshake payload, with streamMark. While
+// a stream is relayed the two send each other challenges along the paths that might be direct ones.
+//
+// Each follows the other, and so that they do not change places for ever, the one that has dialled stays for a while where it is.
 const (
 	pathChallenge = 1
 	pathResponse  = 2
@@ -28,9 +31,14 @@ const (
 	pathMACSize     = 16
 	pathMessageSize = 1 + pathNonceSize + pathMACSize
 
-	challengeEvery = 100 * time.Millisecond // at most, per stream
+	challengeEvery = 100 * time.Millisecond // at most, to addresses that the stream does not know
 	challengeLife  = 3 * time.Second
-	challengesOpen = 4
+	challengesOpen = 32
+	stayFor        = time.Second // see above
+
+	// streamMark follows the handshake payload of whoever answers challenges: a name, u8 version, and u8 length of what that
+	// version has to say.
+	streamMark = "omst\x01\x00"
 )
 
 // challenge is one that has been sent and may be answered.
@@ -75,34 +83,68 @@ func (l *link) strayPacket(s udx.Socket, from netip.AddrPort, message []byte) {
 		return
 	}
 	if kind, nonce, ok := parsePathMessage(message, l.result.Rx); ok {
+		l.heardAt(sock, from, time.Now())
 		if kind == pathResponse {
 			l.follow(sock, from, nonce, time.Now())
 			return
 		}
-		_ = l.stream.SendMessageTo(sock, from, appendPathMessage(nil, pathResponse, nonce, l.result.Tx)) // lost like any datagram
+		_ = l.stream.SendMessageTo(sock, from, l.remoteID, appendPathMessage(nil, pathResponse, nonce, l.result.Tx)) // lost like any datagram
 		_ = l.stream.SendMessage(appendPathMessage(nil, pathResponse, nonce, l.result.Tx))
 	}
-	l.challenge(sock, from, time.Now())
-}
-
-// pathMessage is the stream's hook for unordered messages over its path.
-func (l *link) pathMessage(b []byte) {
-	if l.epoch != nil {
-		return
-	}
-	if kind, nonce, ok := parsePathMessage(b, l.result.Rx); ok && kind == pathChallenge {
-		_ = l.stream.SendMessage(appendPathMessage(nil, pathResponse, nonce, l.result.Tx)) // lost like any datagram
-	}
-}
-
-// challenge asks whoever is at an address that the stream does not know to prove that it is the peer.
-func (l *link) challenge(sock Socket, addr netip.AddrPort, now time.Time) {
+	now := time.Now()
 	l.mu.Lock()
-	if l.closed || !l.isUp || now.Sub(l.challenged) < challengeEvery {
+	if now.Sub(l.challenged) < challengeEvery || l.staysLocked(now) {
 		l.mu.Unlock()
 		return
 	}
 	l.challenged = now
+	l.mu.Unlock()
+	l.challenge(sock, from, now)
+}
+
+// heardAt makes an address a candidate from which the peer, or somebody who repeats what it has sent, was heard.
+func (l *link) heardAt(sock Socket, from netip.AddrPort, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed || l.prober.heard(sock, from, probesToCheck, now) {
+		return
+	}
+	l.prober.makeRoom(nil)
+	l.prober.add(sock, from, l.host.kindOf(from.Addr()), probesToCheck, now).route.heard.Store(now.UnixNano())
+}
+
+// staysLocked reports whether the stream stays where it is, although its peer is elsewhere. l.mu is held.
+func (l *link) staysLocked(now time.Time) bool {
+	cur := l.cur.Load()
+	return l.initiator && cur != nil && cur.kind != PathRelay && now.Sub(l.moved) < stayFor
+}
+
+// pathMessage is the stream's hook for unordered messages over its path, or the one before.
+func (l *link) pathMessage(s udx.Socket, from netip.AddrPort, b []byte) {
+	sock, ok := s.(Socket)
+	if !ok || l.epoch != nil {
+		return
+	}
+	kind, nonce, ok := parsePathMessage(b, l.result.Rx)
+	switch {
+	case !ok:
+	case kind == pathResponse:
+		l.follow(sock, from, nonce, time.Now())
+	default:
+		_ = l.stream.SendMessage(appendPathMessage(nil, pathResponse, nonce, l.result.Tx)) // lost like any datagram
+		if cur := l.cur.Load(); cur != nil && !cur.is(sock, from) {
+			_ = l.stream.SendMessageTo(sock, from, l.remoteID, appendPathMessage(nil, pathResponse, nonce, l.result.Tx))
+		}
+	}
+}
+
+// challenge asks whoever is at an address that the stream does not use to prove that it is the peer.
+func (l *link) challenge(sock Socket, addr netip.AddrPort, now time.Time) {
+	l.mu.Lock()
+	if l.closed || !l.isUp {
+		l.mu.Unlock()
+		return
+	}
 	c := challenge{sock: sock, addr: addr, at: now}
 	rand.Read(c.nonce[:]) // never fails
 	if len(l.challenges) == challengesOpen {
@@ -110,7 +152,7 @@ func (l *link) challenge(sock Socket, addr netip.AddrPort, now time.Time) {
 	}
 	l.challenges = append(l.challenges, c)
 	l.mu.Unlock()
-	_ = l.stream.SendMessageTo(sock, addr, appendPathMessage(nil, pathChallenge, c.nonce, l.result.Tx)) // comes again with the next packet
+	_ = l.stream.SendMessageTo(sock, addr, l.remoteID, appendPathMessage(nil, pathChallenge, c.nonce, l.result.Tx)) // comes again
 }
 
 // follow moves the stream to where a challenge was answered from.
@@ -119,18 +161,17 @@ func (l *link) follow(sock Socket, addr netip.AddrPort, nonce [pathNonceSize]byt
 	i := slices.IndexFunc(l.challenges, func(c challenge) bool {
 		return c.nonce == nonce && c.sock == sock && c.addr == addr && now.Sub(c.at) < challengeLife
 	})
-	if i < 0 || l.closed {
+	cur := l.cur.Load()
+	ours := i >= 0 && (cur.sock == sock || l.host.isMain(sock) || l.prober.has(sock)) // has: of punching that goes on, or owned
+	if i < 0 || l.closed || cur.is(sock, addr) || l.staysLocked(now) || !ours && !l.adoptLocked(sock) {
 		l.mu.Unlock()
 		return
 	}
 	l.challenges = nil
-	l.mu.Unlock()
-	if cur := l.cur.Load(); cur.sock != sock && !l.adopt(sock) {
-		return
-	}
 	r := &route{sock: sock, remote: addr, kind: l.host.kindOf(addr.Addr())}
-	l.mu.Lock()
+	r.heard.Store(now.UnixNano())
 	l.cur.Store(r)
+	l.moved = now
 	l.noteDirectLocked(r)
 	l.mu.Unlock()
 	if err := l.stream.ChangeRemote(sock, addr, l.remoteID); err != nil {

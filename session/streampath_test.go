@@ -20,7 +20,12 @@ import (
 // streams opens a stream between two ends, which then lives until the end of the test.
 func streams(t *testing.T, a, b *end) (atA, atB *secretstream.Conn) {
 	t.Helper()
-	l := b.listen(t)
+	return streamTo(t, a, b, b.listen(t))
+}
+
+// streamTo is streams where b listens already.
+func streamTo(t *testing.T, a, b *end, l *Listener) (atA, atB *secretstream.Conn) {
+	t.Helper()
 	accepted := make(chan net.Conn, 1)
 	go func() {
 		if c, err := l.Accept(); err == nil {

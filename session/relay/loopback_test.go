@@ -142,7 +142,7 @@ func TestStreamsAndMessagesCrossARelay(t *testing.T) {
 	hs := newHandshake()
 	messages := make(chan []byte, 10)
 	connect := func(h, other *host, c *relay.Client, initiator bool) (*udx.Stream, *secretstream.Conn, error) {
-		s, err := h.streams.NewStream(udx.StreamConfig{OnMessage: func(b []byte) { messages <- bytes.Clone(b) }})
+		s, err := h.streams.NewStream(udx.StreamConfig{OnMessage: func(_ udx.Socket, _ netip.AddrPort, b []byte) { messages <- bytes.Clone(b) }})
 		if err != nil {
 			return nil, nil, err
 		}

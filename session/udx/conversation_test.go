@@ -529,7 +529,9 @@ func TestDemultiplexing(t *testing.T) {
 				got = append(got, fmt.Sprintf("firewall hook(%s, from %s)", s.(*tape).name, names[from]))
 				return true
 			},
-			OnMessage: func(b []byte) { got = append(got, fmt.Sprintf("stream message, %d bytes", len(b))) },
+			OnMessage: func(_ Socket, _ netip.AddrPort, b []byte) {
+				got = append(got, fmt.Sprintf("stream message, %d bytes", len(b)))
+			},
 		})
 		for _, row := range capture.Rows {
 			got = nil

@@ -26,7 +26,7 @@ func TestStrays(t *testing.T) {
 			OnStray: func(_ Socket, from netip.AddrPort, message []byte) {
 				note("%v %t %q", from, message == nil, message)
 			},
-			OnMessage: func(b []byte) { note("message %q", b) },
+			OnMessage: func(_ Socket, from netip.AddrPort, b []byte) { note("message from %v %q", from, b) },
 		}
 		a, b := pairConfig(t, n, lan, lan, StreamConfig{}, hear)
 		home, away := a.path, n.port("192.0.2.3:3", NewMux(Config{}), lan)
@@ -34,8 +34,8 @@ func TestStrays(t *testing.T) {
 
 		for _, err := range []error{
 			a.SendMessage([]byte("from home")),
-			a.SendMessageTo(away, home.addr, []byte("from elsewhere")),
-			a.SendMessageTo(away, home.addr, []byte{}),
+			a.SendMessageTo(away, home.addr, home.id, []byte("from elsewhere")),
+			a.SendMessageTo(away, home.addr, home.id, []byte{}),
 			a.ChangeRemote(away, home.addr, home.id),
 			a.Heartbeat(),
 		} {
@@ -45,14 +45,14 @@ func TestStrays(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		want := []string{
-			`message "from home"`, `192.0.2.3:3 false "from elsewhere"`, `192.0.2.3:3 false ""`, `192.0.2.3:3 true ""`,
+			`message from 192.0.2.1:1 "from home"`, `192.0.2.3:3 false "from elsewhere"`, `192.0.2.3:3 false ""`, `192.0.2.3:3 true ""`,
 		}
 		mu.Lock()
 		defer mu.Unlock()
 		if !slices.Equal(got, want) {
 			t.Errorf("got %q, want %q", got, want)
 		}
-		wantErr(t, "a long message", a.SendMessageTo(away, home.addr, make([]byte, maxMessage+1)), ErrTooLong)
+		wantErr(t, "a long message", a.SendMessageTo(away, home.addr, home.id, make([]byte, maxMessage+1)), ErrTooLong)
 		if b.RemoteAddr().(Addr).AddrPort == away.addr {
 			t.Error("the stream moved by itself")
 		}

@@ -29,9 +29,9 @@ type StreamConfig struct {
 	// anybody who knows the id can cause the call. Nil: drop them all.
 	Accept func(s Socket, from netip.AddrPort) bool
 
-	// OnMessage is called with each unordered message, which may be empty; it must not keep b. It is called like
-	// Accept. A call may still be under way when Close or Reset returns. Nil: messages are dropped.
-	OnMessage func(b []byte)
+	// OnMessage is called with each unordered message, which may be empty, and where it came from; it must not keep b. It is
+	// called like Accept. A call may still be under way when Close or Reset returns. Nil: messages are dropped.
+	OnMessage func(s Socket, from netip.AddrPort, b []byte)
 
 	// OnStray is told of each packet that is not handled because Accept refused it: message is what it carries if it
 	// is an unordered message, possibly empty, and nil otherwise; it must not be kept. It is called like Accept. Nil:
@@ -64,7 +64,7 @@ type Stream struct {
 	mux       *Mux
 	id        ID
 	accept    func(Socket, netip.AddrPort) bool
-	onMessage func([]byte)
+	onMessage func(Socket, netip.AddrPort, []byte)
 	onStray   func(Socket, netip.AddrPort, []byte)
 	onDone    func()
 	done      chan struct{} // closed when the stream is done

@@ -27,7 +27,7 @@ func (s *Stream) receive(now instant, sock Socket, h Header, rest []byte, from n
 	finished := s.finished
 	s.mu.Unlock()
 	if deliver && s.onMessage != nil {
-		s.onMessage(message)
+		s.onMessage(sock, from, message)
 	}
 	return !finished
 }

@@ -271,9 +271,10 @@ func (s *Stream) tick() {
 // tells (MTU less 48 bytes over IPv4), is lost without notice; ErrTooLong is returned for more than 2,028 bytes.
 func (s *Stream) SendMessage(b []byte) error { return s.sendMessage(b, path{}) }
 
-// SendMessageTo is [Stream.SendMessage] to another address than that of the stream's path, which it does not change.
-func (s *Stream) SendMessageTo(sock Socket, remote netip.AddrPort, b []byte) error {
-	return s.sendMessage(b, path{sock: sock, addr: unmap(remote)})
+// SendMessageTo is [Stream.SendMessage] to another address than that of the stream's path, which it does not change, where the
+// stream has the given id.
+func (s *Stream) SendMessageTo(sock Socket, remote netip.AddrPort, remoteID ID, b []byte) error {
+	return s.sendMessage(b, path{sock, unmap(remote), remoteID})
 }
 
 func (s *Stream) sendMessage(b []byte, to path) error {
@@ -369,10 +370,12 @@ func (s *Stream) sendNow(op string, flags Flags, b []byte, to path) error {
 		s.mu.Unlock()
 		return s.opError(op, err)
 	}
-	s.headerLocked(flags, s.sender.next).put(b)
 	if to.sock == nil {
 		to = s.path
 	}
+	h := s.headerLocked(flags, s.sender.next)
+	h.ID = to.id
+	h.put(b)
 	s.mu.Unlock()
 	if err := to.sock.Send(b, to.addr); err != nil {
 		return fmt.Errorf("udx: %s: %w", op, err)

@@ -360,7 +360,7 @@ func TestMessages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		got := make(chan string, 10)
 		a, b := pairConfig(t, newNetwork(1), lan, lan, StreamConfig{},
-			StreamConfig{OnMessage: func(b []byte) { got <- string(b) }})
+			StreamConfig{OnMessage: func(_ Socket, _ netip.AddrPort, b []byte) { got <- string(b) }})
 		for _, m := range []string{"one", "", strings.Repeat("x", 1400)} {
 			if err := a.SendMessage([]byte(m)); err != nil {
 				t.Fatal(err)
@@ -379,7 +379,7 @@ func TestMessagesInBatches(t *testing.T) {
 		var got []string
 		var sizes []int // of batches
 		n := newNetwork(1)
-		a, b := pairConfig(t, n, lan, lan, StreamConfig{}, StreamConfig{OnMessage: func(b []byte) { got = append(got, string(b)) }})
+		a, b := pairConfig(t, n, lan, lan, StreamConfig{}, StreamConfig{OnMessage: func(_ Socket, _ netip.AddrPort, b []byte) { got = append(got, string(b)) }})
 		if !b.Stats().Heard.IsZero() {
 			t.Error("heard something before anything was sent")
 		}
