@@ -151,3 +151,32 @@ func exchangeMany(t *testing.T, a, b *end, during time.Duration) (arrived func()
 		}
 	}
 }
+
+// Who listens to events is told once of a connection that both sides have opened.
+func TestCrossingDialsAreToldOnce(t *testing.T) {
+	for seed := range uint64(20) {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, lab.Config{Seed: seed, Latency: 15 * time.Millisecond})
+			a, b := w.openEnd("a", pubA, keyOf("b")), w.openEnd("b", pubB, keyOf("a")) // one path is possible
+			a.listen(t)
+			b.listen(t)
+			a.Peer(b.public()).Connect()
+			time.Sleep(time.Duration(seed) * 5 * time.Millisecond)
+			b.Peer(a.public()).Connect()
+			time.Sleep(3 * time.Second)
+			for _, e := range []*end{a, b} {
+				e.mu.Lock()
+				n := 0
+				for _, ev := range e.events {
+					if ev.Connected {
+						n++
+					}
+				}
+				e.mu.Unlock()
+				if n != 1 {
+					t.Errorf("seed %d: %s is told %d times that it is connected, want once", seed, e.name, n)
+				}
+			}
+		})
+	}
+}

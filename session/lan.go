@@ -303,10 +303,12 @@ func (l *lan) hear(b []byte, from netip.AddrPort, now time.Time) {
 		l.host.dropped.Add(1)
 		return
 	}
-	peers := l.host.Peers()
+	l.host.mu.Lock()
+	listed := len(l.host.peers)
+	l.host.mu.Unlock()
 	l.mu.Lock()
 	_, again := l.seen[heard.Nonce]
-	if again || len(peers) == 0 || !l.limit.AllowN(now, min(len(peers), beaconBurst)) {
+	if again || listed == 0 || !l.limit.AllowN(now, min(listed, beaconBurst)) {
 		l.mu.Unlock()
 		return
 	}
@@ -317,7 +319,7 @@ func (l *lan) hear(b []byte, from netip.AddrPort, now time.Time) {
 	l.seen[heard.Nonce] = struct{}{}
 	l.order = append(l.order, heard.Nonce)
 	l.mu.Unlock()
-	for _, p := range peers {
+	for _, p := range l.host.Peers() {
 		l.mu.Lock()
 		n := l.lanPeerLocked(p)
 		l.mu.Unlock()

@@ -192,6 +192,9 @@ func (l *link) rtt() time.Duration {
 	return 0
 }
 
+// kind returns the kind of the path in use, of a link that is or was up.
+func (l *link) kind() PathKind { return l.cur.Load().kind }
+
 // inheritLoss takes over what another link to the peer knows of the line; nil: nothing is known.
 func (l *link) inheritLoss(from *link) {
 	var t tally

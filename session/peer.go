@@ -414,11 +414,13 @@ func (p *Peer) linkUp(l *link) {
 		return
 	}
 	others := slices.Clone(p.links)
+	before := p.cur.Load()
 	p.openedLocked(l)
-	l.inheritLoss(p.cur.Load())
+	l.inheritLoss(before)
 	p.links = append(p.links, l)
 	p.alternatives.Store(int32(len(others)))
 	p.chooseLocked(time.Now())
+	news := p.cur.Load() == l && !(before != nil && p.crossed(l, before) && before.kind() == l.kind()) // else it has been told
 	p.trimQueueLocked(time.Now())
 	queue := make([][]byte, len(p.queue))
 	for i, w := range p.queue {
@@ -441,7 +443,9 @@ func (p *Peer) linkUp(l *link) {
 		_ = p.Send(queue[:n]) // lost like any packet
 		queue = queue[n:]
 	}
-	p.host.event(PeerEvent{Peer: p, Connected: true, Path: l.cur.Load().path(), After: time.Since(l.began)})
+	if news {
+		p.host.event(PeerEvent{Peer: p, Connected: true, Path: l.cur.Load().path(), After: time.Since(l.began)})
+	}
 }
 
 var errSuperseded = errors.New("session: the peer has connected to us meanwhile")

@@ -145,12 +145,21 @@ func accept(l net.Listener) (halfCloser, error) {
 func (e *env) serveTCP(ctx context.Context, l net.Listener, f listenFlags) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	slots := make(chan struct{}, maxCarried)
 	for {
 		c, err := accept(l)
 		if err != nil {
 			return err
 		}
+		select {
+		case slots <- struct{}{}:
+		default:
+			e.log().Warn("too many connections at once, one more is refused", "limit", maxCarried)
+			cut(c)
+			continue
+		}
 		serve := func() {
+			defer func() { <-slots }()
 			log := e.log().With("remote", c.RemoteAddr().String())
 			log.Info("stream")
 			d := net.Dialer{Timeout: 10 * time.Second}

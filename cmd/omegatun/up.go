@@ -1,11 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -173,11 +176,13 @@ func (e *env) show(ev control.Event) error {
 	}
 	switch ev.Event {
 	case "interface":
-		text := ev.IPv6.String()
-		if ev.IPv4.IsValid() {
-			text += " and " + ev.IPv4.String()
+		var with []string
+		for _, a := range []netip.Addr{ev.IPv6, ev.IPv4} {
+			if a.IsValid() {
+				with = append(with, a.String())
+			}
 		}
-		e.say("interface %s is up, with %s", ev.Name, text)
+		e.say("interface %s is up, with %s", ev.Name, cmp.Or(strings.Join(with, " and "), "no address"))
 	case "listening":
 		e.say("peers can find this machine")
 	case "peer":

@@ -32,6 +32,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
+	"time"
 
 	"github.com/BurntSushi/toml"
 
@@ -154,14 +156,25 @@ func read(path string) (string, error) {
 	return string(text), nil
 }
 
+// pipeWait is how long what is written into a pipe that is read as a configuration may take.
+const pipeWait = 10 * time.Second
+
+// errNobodyWrites is what readBounded says of a pipe that is empty.
+var errNobodyWrites = errors.New("it is a pipe into which nobody writes")
+
 // readBounded returns the content of a file, which need not be a regular one, and no more than a byte beyond maxFileBytes.
 func readBounded(path string) ([]byte, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // else a pipe may have us wait for ever
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxFileBytes+1))
+	_ = f.SetReadDeadline(time.Now().Add(pipeWait)) // not every kind of file has one, or needs one
+	b, err := io.ReadAll(io.LimitReader(f, maxFileBytes+1))
+	if info, serr := f.Stat(); err == nil && serr == nil && info.Mode()&fs.ModeNamedPipe != 0 && len(b) == 0 {
+		err = fmt.Errorf("%s: %w", path, errNobodyWrites)
+	}
+	return b, err
 }
 
 // add takes over what the file at path says. If peersOnly is set, nothing but peers may be in it, and a peer that is

@@ -204,6 +204,19 @@ type Ping struct {
 	TimeoutMS  int64      `json:"timeout_ms"`  // for each answer, and for a way to be found at all
 }
 
+// maxPingMS bounds the times of a [Ping], in milliseconds: a day.
+const maxPingMS = 24 * 60 * 60 * 1000
+
+// Times returns the times of p, or an [exit.Error] if one of them is not between a millisecond and a day.
+func (p Ping) Times() (interval, timeout time.Duration, err error) {
+	for _, ms := range []int64{p.IntervalMS, p.TimeoutMS} {
+		if ms <= 0 || ms > maxPingMS {
+			return 0, 0, exit.New(exit.Usage, "interval and timeout must be between a millisecond and a day")
+		}
+	}
+	return time.Duration(p.IntervalMS) * time.Millisecond, time.Duration(p.TimeoutMS) * time.Millisecond, nil
+}
+
 // Pong is one answer, or with Lost the lack of one.
 type Pong struct {
 	Schema int            `json:"schema"`

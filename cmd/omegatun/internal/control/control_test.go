@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"math"
 	"net"
 	"net/http"
 	"net/netip"
@@ -401,5 +402,29 @@ func TestUnknownRequest(t *testing.T) {
 	resp.Body.Close()
 	if resp.StatusCode != http.StatusBadRequest {
 		t.Errorf("a bad request is answered with %s, want 400", resp.Status)
+	}
+}
+
+func TestPingTimes(t *testing.T) {
+	for _, row := range []struct {
+		name              string
+		interval, timeout int64
+		ok                bool
+	}{
+		{"usual", 1000, 5000, true},
+		{"the shortest", 1, 1, true},
+		{"the longest", maxPingMS, maxPingMS, true},
+		{"no interval", 0, 1, false},
+		{"a negative timeout", 1, -1, false},
+		{"an interval of more than a day", maxPingMS + 1, 1, false},
+		{"an interval that overflows", math.MaxInt64/1_000_000 + 1, 1, false},
+		{"a timeout that overflows to something positive", 1, math.MaxInt64, false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			interval, timeout, err := Ping{IntervalMS: row.interval, TimeoutMS: row.timeout}.Times()
+			if row.ok != (err == nil) || row.ok && (interval.Milliseconds() != row.interval || timeout.Milliseconds() != row.timeout) {
+				t.Errorf("%v, %v, %v", interval, timeout, err)
+			}
+		})
 	}
 }

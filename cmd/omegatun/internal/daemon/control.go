@@ -240,9 +240,9 @@ func (d *Daemon) Ping(ctx context.Context, ping control.Ping, emit func(control.
 	if err != nil {
 		return err
 	}
-	timeout := time.Duration(ping.TimeoutMS) * time.Millisecond
-	if timeout <= 0 || ping.IntervalMS <= 0 {
-		return exit.New(exit.Usage, "interval and timeout must be positive")
+	every, timeout, err := ping.Times()
+	if err != nil {
+		return err
 	}
 	connecting, cancel := context.WithTimeout(ctx, timeout)
 	err = waitFor(connecting, m.session)
@@ -250,7 +250,7 @@ func (d *Daemon) Ping(ctx context.Context, ping control.Ping, emit func(control.
 	if err != nil {
 		return err
 	}
-	interval := time.NewTicker(time.Duration(ping.IntervalMS) * time.Millisecond)
+	interval := time.NewTicker(every)
 	defer interval.Stop()
 	for seq := 1; ping.Count == 0 || seq <= ping.Count; seq++ {
 		if seq > 1 {

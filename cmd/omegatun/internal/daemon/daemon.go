@@ -363,8 +363,9 @@ func (d *Daemon) openHost(undo *closers) error {
 
 // setUpHost gives the interface its addresses and routes, and admits the peers.
 func (d *Daemon) setUpHost(undo *closers) error {
+	networks := d.networks()
 	d.mu.Lock()
-	plan := d.planLocked()
+	plan := d.planLocked(networks)
 	d.mu.Unlock()
 	d.addr4 = plan.Self
 	local := []netip.Addr{d.addr6}
@@ -389,9 +390,11 @@ func (d *Daemon) setUpHost(undo *closers) error {
 	}
 	d.hostnet = hn
 	undo.add(hn.Close)
-	d.events.emit(control.Event{
-		Event: "interface", Name: d.device.Name(), MTU: d.mtu, IPv6: d.addr6, IPv4: plan.Self,
-	}, true)
+	up := control.Event{Event: "interface", Name: d.device.Name(), MTU: d.mtu, IPv6: d.addr6, IPv4: plan.Self}
+	if slices.ContainsFunc(hn.Problems(), func(err error) bool { return errors.Is(err, hostnet.ErrIPv6Disabled) }) {
+		up.IPv6 = netip.Addr{}
+	}
+	d.events.emit(up, true)
 	d.host.Announce(session.Announced{Version: d.cfg.Version, Name: d.cfg.Name, Addresses: local, MTU: d.mtu})
 	d.apply(nil)
 	d.ready.Store(true)

@@ -32,16 +32,21 @@ func (d *Daemon) listedLocked() config.Peers {
 	return listed
 }
 
-// planLocked decides who has which IPv4 address. d.mu is held.
-func (d *Daemon) planLocked() routes.Addresses {
+// networks returns the networks that this machine is on.
+func (d *Daemon) networks() []netip.Prefix {
+	networks, err := hostnet.Networks()
+	if err != nil {
+		d.log.Warn("addresses may collide with networks that this machine is on", "error", err)
+	}
+	return networks
+}
+
+// planLocked decides who has which IPv4 address, on a machine that is on the given networks. d.mu is held.
+func (d *Daemon) planLocked(networks []netip.Prefix) routes.Addresses {
 	listed := d.listedLocked()
 	peers := make([]routes.Listed, len(listed))
 	for i, p := range listed {
 		peers[i] = routes.Listed{Key: p.Key, IPv4: p.IPv4}
-	}
-	networks, err := hostnet.Networks()
-	if err != nil {
-		d.log.Warn("addresses may collide with networks that this machine is on", "error", err)
 	}
 	return routes.Plan4(routes.Listed{Key: d.own, IPv4: d.settings.IPv4}, peers, networks)
 }
@@ -51,11 +56,12 @@ func (d *Daemon) planLocked() routes.Addresses {
 func (d *Daemon) apply(settings *config.Config) {
 	d.applying.Lock()
 	defer d.applying.Unlock()
+	networks := d.networks()
 	d.mu.Lock()
 	if settings != nil {
 		d.settings = settings
 	}
-	plan := d.planLocked()
+	plan := d.planLocked(networks)
 	wanted := make(map[key.Public]*member)
 	for _, p := range d.listedLocked() {
 		a6 := routes.Addr6(p.Key)
