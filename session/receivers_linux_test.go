@@ -114,7 +114,7 @@ func TestSeveralReceiversServeManyPeers(t *testing.T) {
 				t.Errorf("peer %d: %v", i, err)
 				return
 			}
-			text := bytes.Repeat([]byte(fmt.Sprint("hello from ", i)), 10_000)
+			text := bytes.Repeat(fmt.Append(nil, "hello from ", i), 10_000)
 			go func() { _, _ = c.Write(text) }() // what is missing shows below
 			got := make([]byte, len(text))
 			if _, err := io.ReadFull(c, got); err != nil || !bytes.Equal(got, text) {
