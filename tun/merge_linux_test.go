@@ -517,6 +517,9 @@ func FuzzMerge(f *testing.F) {
 }
 
 func TestWritingAllocatesNothing(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector empties pools at random")
+	}
 	k := newKernel(t)
 	var made [][]byte
 	for i := range 40 {
@@ -539,7 +542,7 @@ func TestWritingAllocatesNothing(t *testing.T) {
 		if e := errors.Join(raw.Read(read), err); e != nil {
 			t.Error(e)
 		}
-	}); allocs > 0.5 { // a pool may be emptied
+	}); allocs > 0.5 { // a collection may empty the pool
 		t.Errorf("WriteLarge allocates %v times, want 0", allocs)
 	}
 }

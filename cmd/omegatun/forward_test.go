@@ -429,9 +429,6 @@ func TestForwardThatCannotWork(t *testing.T) {
 	if status, _, talk = output(t, nil, append(flags, "forward", "192.0.2.1:8080:"+other+":80")...); status != int(exit.Usage) {
 		t.Errorf("an address of others: exit status %d, %s", status, talk)
 	}
-	if status, _, talk = output(t, nil, append(flags, "forward", "0:"+k+":80")...); status != int(exit.Usage) {
-		t.Errorf("to oneself: exit status %d, %s", status, talk)
-	}
 
 	// A peer that is not there: the connection is reset, and one is told once.
 	f := start(t, nil, append(flags, "--json", "forward", "0:"+other+":80")...)

@@ -236,8 +236,8 @@ func TestStreamThroughATCPServer(t *testing.T) {
 	if status, _, talk := output(t, nil, "--state", client, bootstrap, "connect", strangerKey); status != int(exit.NotFound) {
 		t.Errorf("connect to nobody: exit status %d, want %d\n%s", status, exit.NotFound, talk)
 	}
-	if status, _, talk := output(t, nil, "--state", client, bootstrap, "connect", clientKey); status != int(exit.Usage) {
-		t.Errorf("connect to oneself: exit status %d, want %d\n%s", status, exit.Usage, talk)
+	if status, _, talk := output(t, nil, "--state", client, bootstrap, "connect", clientKey); status != int(exit.NotFound) {
+		t.Errorf("connect to one's own key, which nobody else has: exit status %d, want %d\n%s", status, exit.NotFound, talk)
 	}
 
 	// Two cannot listen with one identity.
