@@ -35,7 +35,7 @@ of them optional. A setting that is not known is an error.
   priority = "normal"                  # not before other programs; also "high"; default: "realtime",
                                        # which keeps packets from waiting on a busy machine
   queues = 2                           # goroutines that carry packets, each way; default: half as
-                                       # many as there are processors, at most 4
+                                       # many as there are processors, at most 4; more are slower
 
   [[peer]]                             # a machine that may connect; any number of these
   key = "hg5f75r47ejditzoynds6zdpkeqsnpjk87errjfn17iaojrgofko"
