@@ -23,9 +23,8 @@ func (l *link) offerRoute(r *route) {
 	l.mu.Lock()
 	cur := l.cur.Load()
 	upgrade := cur != nil && cur.kind == PathRelay && r.kind != PathRelay
-	hears := cur != nil && cur.kind != PathRelay && cur.heard.Load() != 0
 	switch {
-	case l.closed, l.isUp && !upgrade, !l.isUp && l.initiator && hears:
+	case l.closed, l.isUp && !upgrade, !l.isUp && l.leads(cur):
 		l.mu.Unlock()
 		return
 	case !l.framed:
@@ -147,6 +146,11 @@ func (l *link) acceptStream(s udx.Socket, from netip.AddrPort) bool {
 	return true
 }
 
+// leads reports whether this side has dialled and hears the peer on cur, a direct path: then it stays there. cur may be nil.
+func (l *link) leads(cur *route) bool {
+	return l.initiator && cur != nil && cur.kind != PathRelay && cur.heard.Load() != 0
+}
+
 // knock makes a plain stream heard at an address that may lead to the peer. Before the link is up that is a packet which says
 // nothing: the peer points its own stream at where it came from. Later it is a challenge. Other programs than ours would take either
 // for a path that works.
@@ -159,7 +163,7 @@ func (l *link) knock(r *route) {
 	case l.isUp:
 		l.mu.Unlock()
 		l.challenge(r.sock, r.remote, time.Now())
-	case l.initiator && cur != nil && cur.kind != PathRelay && cur.heard.Load() != 0: // the peer would come after us
+	case l.leads(cur): // the peer would come after us
 		l.mu.Unlock()
 	default:
 		h := udx.Header{Flags: udx.FlagHeartbeat, ID: l.remoteID, Window: knockWindow}

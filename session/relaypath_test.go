@@ -1,7 +1,6 @@
 package session
 
 import (
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -495,19 +494,7 @@ func TestStreamThroughARelay(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					data := make([]byte, 4<<20)
-					rand.NewChaCha8([32]byte{1}).Read(data)
-					go func() {
-						for d := data; len(d) > 0; d = d[len(data)/64:] {
-							c.Write(d[:len(data)/64])
-							time.Sleep(500 * time.Millisecond)
-						}
-						c.CloseWrite()
-					}()
-					got, err := io.ReadAll(c)
-					if err != nil || sha256.Sum256(got) != sha256.Sum256(data) {
-						t.Errorf("%d bytes came back (%v), want the %d that were sent", len(got), err, len(data))
-					}
+					wantBack(t, c, 4<<20, 500*time.Millisecond)
 					if err := <-served; err != nil {
 						t.Errorf("the server's side: %v", err)
 					}

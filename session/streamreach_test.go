@@ -44,16 +44,22 @@ func wantEcho(t *testing.T, at, from *secretstream.Conn) {
 			from.CloseWrite()
 		}
 	}()
-	data := make([]byte, 1<<20)
+	wantBack(t, at, 1<<20, 50*time.Millisecond)
+}
+
+// wantBack sends that many bytes in 64 pieces, one every so often, to an end that echoes them.
+func wantBack(t *testing.T, c *secretstream.Conn, size int, every time.Duration) {
+	t.Helper()
+	data := make([]byte, size)
 	rand.NewChaCha8([32]byte{1}).Read(data)
 	go func() {
 		for d := data; len(d) > 0; d = d[len(data)/64:] {
-			at.Write(d[:len(data)/64])
-			time.Sleep(50 * time.Millisecond)
+			c.Write(d[:len(data)/64])
+			time.Sleep(every)
 		}
-		at.CloseWrite()
+		c.CloseWrite()
 	}()
-	got, err := io.ReadAll(at)
+	got, err := io.ReadAll(c)
 	if err != nil || sha256.Sum256(got) != sha256.Sum256(data) {
 		t.Errorf("%d bytes came back (%v), want the %d that were sent", len(got), err, len(data))
 	}

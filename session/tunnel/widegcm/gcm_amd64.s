@@ -196,7 +196,7 @@ GLOBL four<>(SB), RODATA|NOPTR, $16
 	LEAQ (powers+256)(AX), R9 \
 	SUBQ CX, R9
 
-// END adds the block of lengths, R14 bytes being those of the text, and leaves the tag at (R8).
+// END adds the block of lengths, n being that of the text in bytes, and leaves the tag at (R8).
 #define END(n) \
 	MOVQ n, R10 \
 	SHLQ $3, R10 \
