@@ -454,9 +454,10 @@ func (n *Node) Keepers(target key.Target, limit int) []netip.AddrPort {
 // for a sign of life; without that it is dropped.
 func (n *Node) AddNode(a netip.AddrPort) error {
 	a = unmap(a)
-	ok := true
+	ok, closed := true, false
 	n.do(func(now time.Time) {
-		if ok = n.acceptable(a); !ok || n.closed {
+		ok, closed = n.acceptable(a), n.closed
+		if !ok || closed {
 			return
 		}
 		n.addKnown(a)
@@ -464,7 +465,10 @@ func (n *Node) AddNode(a netip.AddrPort) error {
 			n.check(now, m)
 		}
 	})
-	if !ok {
+	switch {
+	case closed:
+		return ErrClosed
+	case !ok:
 		return fmt.Errorf("dht: %v cannot be a node in this network", a)
 	}
 	return nil

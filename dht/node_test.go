@@ -399,6 +399,9 @@ func TestCloseEndsRequests(t *testing.T) {
 				t.Errorf("ended with %v, want ErrClosed", err)
 			}
 		}
+		if err := n.AddNode(nodes[1].addr()); !errors.Is(err, ErrClosed) {
+			t.Errorf("a closed node is told of another: %v", err)
+		}
 		if _, err := n.Serve(key.Generate(), echoServer{}); !errors.Is(err, ErrClosed) {
 			t.Errorf("Serve: %v, want ErrClosed", err)
 		}

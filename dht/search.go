@@ -93,6 +93,13 @@ func startQuery[T any](
 	return q
 }
 
+// failedQuery returns a query that is over and has asked nobody.
+func failedQuery[T any](n *Node, err error) *Query[T] {
+	q := &Query[T]{n: n, lookup: &lookup{query: new(query), over: true}, over: true, err: err, done: make(chan struct{})}
+	close(q.done)
+	return q
+}
+
 // store sends what makes returns to each of the closest nodes, with its token.
 func (q *Query[T]) store(now time.Time, target key.Target, makes func(f found) (callSpec, bool)) {
 	if len(q.closest) == 0 {

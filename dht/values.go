@@ -23,6 +23,8 @@ var (
 	ErrTooLarge = fmt.Errorf("dht: value is larger than %d bytes", MaxValue)
 )
 
+var errNoKey = errors.New("dht: a key is needed to sign with")
+
 // Stored says how storing went.
 type Stored struct {
 	Nodes   []netip.AddrPort // that accepted, nearest first
@@ -82,6 +84,9 @@ func (n *Node) Announce(ctx context.Context, topic key.Target, k key.Private, re
 func (n *Node) StartAnnounce(
 	ctx context.Context, topic key.Target, k key.Private, relays []netip.AddrPort,
 ) *Query[TopicReply] {
+	if k.IsZero() {
+		return failedQuery[TopicReply](n, errNoKey)
+	}
 	r := Record{Key: k.Public(), Relays: slices.Clone(relays)}
 	spec := lookupSpec{target: topic, command: cmdLookup}
 	return startQuery(ctx, n, spec, n.topicReply, func(f found) (callSpec, bool) {
@@ -100,6 +105,9 @@ func (n *Node) Unannounce(ctx context.Context, topic key.Target, k key.Private) 
 
 // StartUnannounce does what [Node.Unannounce] does, as a running query, which yields who announced topic.
 func (n *Node) StartUnannounce(ctx context.Context, topic key.Target, k key.Private) *Query[TopicReply] {
+	if k.IsZero() {
+		return failedQuery[TopicReply](n, errNoKey)
+	}
 	spec := lookupSpec{target: topic, command: cmdLookup}
 	return startQuery(ctx, n, spec, n.topicReply, func(f found) (callSpec, bool) {
 		known, err := parseLookupReply(f.value)
@@ -144,6 +152,9 @@ func (n *Node) GetImmutable(ctx context.Context, target key.Target) ([]byte, err
 // value was stored with the same number, or any with a higher one, nodes refuse with a [ReplyError]; that is the
 // error if all do.
 func (n *Node) PutMutable(ctx context.Context, k key.Private, seq uint64, value []byte) (Stored, error) {
+	if k.IsZero() {
+		return Stored{}, errNoKey
+	}
 	if len(value) > MaxValue {
 		return Stored{}, ErrTooLarge
 	}

@@ -147,3 +147,30 @@ func TestForgedMutableValuesAreNotYielded(t *testing.T) {
 		}
 	})
 }
+
+// Without a key nothing is signed, and nobody is asked.
+func TestNothingIsSignedWithoutAKey(t *testing.T) {
+	bubble(t, func(t *testing.T, w *testNet) {
+		n := w.peer(false, w.members(3)[0])
+		ctx := t.Context()
+		for name, call := range map[string]func() (Stored, error){
+			"put":        func() (Stored, error) { return n.PutMutable(ctx, key.Private{}, 1, nil) },
+			"announce":   func() (Stored, error) { return n.Announce(ctx, key.Target{}, key.Private{}, nil) },
+			"unannounce": func() (Stored, error) { return n.Unannounce(ctx, key.Target{}, key.Private{}) },
+		} {
+			if s, err := call(); err == nil || len(s.Nodes) != 0 {
+				t.Errorf("%s: %+v, %v", name, s, err)
+			}
+		}
+		q := n.StartAnnounce(ctx, key.Target{}, key.Private{}, nil)
+		q.Cancel()
+		for r, err := range q.All() {
+			if err == nil {
+				t.Errorf("an answer: %+v", r)
+			}
+		}
+		if q.Wait() == nil || q.Stats() != (QueryStats{}) || q.Closest() != nil {
+			t.Errorf("%v, %+v, %v", q.Wait(), q.Stats(), q.Closest())
+		}
+	})
+}
