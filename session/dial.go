@@ -63,12 +63,18 @@ type dialing struct {
 }
 
 // dial finds the peer, shakes hands and opens a path. It blocks until the link is up; the error is a
-// *DialError. It ends with ctx.
+// *DialError. It ends with ctx, and with the Host. It is called in a goroutine of the Host: see Host.enter.
 func (h *Host) dial(ctx context.Context, d dialing) (*link, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(h.ctx, func() { cancel(ErrClosed) })()
 	began := time.Now()
 	stage := StageFind
 	l, err := h.tryDial(ctx, d, began, &stage)
 	if err != nil {
+		if h.ctx.Err() != nil {
+			err = ErrClosed // and not what came of it
+		}
 		return nil, &DialError{Key: d.remote, Stage: stage, After: time.Since(began), Err: err}
 	}
 	return l, nil
@@ -515,6 +521,7 @@ func (hs *handshaking) run(ctx context.Context, relays []netip.AddrPort) error {
 		}
 		if !named {
 			named = true
+			hs.reached()
 			watch.Go(func() { hs.watch(waiting) })
 		}
 		if !hs.claim(r.From) {
@@ -570,6 +577,13 @@ func (hs *handshaking) watch(ctx context.Context) {
 	}
 }
 
+// reached notes that the peer has been found, or that there is somebody to ask for it.
+func (hs *handshaking) reached() {
+	hs.mu.Lock()
+	defer hs.mu.Unlock()
+	*hs.stage = StageHandshake
+}
+
 // claim reports whether relay has not been tried yet, and marks it.
 func (hs *handshaking) claim(relay netip.AddrPort) bool {
 	hs.mu.Lock()
@@ -586,9 +600,7 @@ func (hs *handshaking) try(ctx context.Context, sock Socket, relay netip.AddrPor
 	if hs.needless != nil && hs.needless() {
 		return false
 	}
-	hs.mu.Lock()
-	*hs.stage = StageHandshake
-	hs.mu.Unlock()
+	hs.reached()
 	hs.account.step(StageHandshake, "sending our handshake by way of node %v", relay)
 	err := hs.askAgain(ctx, sock, relay)
 	if err != nil && ctx.Err() == nil {

@@ -124,7 +124,7 @@ type Host struct {
 
 	ctx    context.Context // ends with the Host
 	cancel context.CancelCauseFunc
-	wg     sync.WaitGroup // every goroutine of the Host
+	wg     sync.WaitGroup // every goroutine of the Host; and those of callers that start some: see enter
 
 	mu        sync.Mutex // guards the fields below; taken before Peer.mu and link.mu
 	peers     map[key.Public]*Peer
@@ -185,6 +185,9 @@ func New(cfg Config) (*Host, error) {
 	}
 	if h.cfg.Suites == 0 {
 		h.cfg.Suites = tunnel.PreferredSuites()
+	}
+	if h.cfg.Addr = h.cfg.Addr.Unmap(); !h.cfg.Addr.Is4() {
+		return nil, fmt.Errorf("session: Config.Addr is %v, but peers are found over IPv4; Config.Addr6 is for IPv6", h.cfg.Addr)
 	}
 	h.ctx, h.cancel = context.WithCancelCause(context.Background())
 
@@ -340,7 +343,7 @@ func (h *Host) Shutdown(ctx context.Context) error {
 	return errors.Join(append(errs, h.Close())...)
 }
 
-// Close ends everything at once and waits for the Host's goroutines. Nobody is told.
+// Close ends everything at once and waits for the Host's goroutines, and for calls of Dial to fail with [ErrClosed]. Nobody is told.
 func (h *Host) Close() error {
 	h.mu.Lock()
 	if h.closed {
@@ -373,6 +376,10 @@ func (h *Host) Close() error {
 // Dial connects to a key's server and opens an ordered encrypted stream, as any HyperDHT program would. It
 // blocks until the peer has been heard on the stream; the error is a *[DialError].
 func (h *Host) Dial(ctx context.Context, k key.Public, cfg DialConfig) (*secretstream.Conn, error) {
+	if !h.enter() {
+		return nil, &DialError{Key: k, Stage: StageFind, Err: ErrClosed}
+	}
+	defer h.wg.Done()
 	local := cfg.Identity
 	if local.IsZero() {
 		local = h.cfg.Identity
@@ -384,6 +391,18 @@ func (h *Host) Dial(ctx context.Context, k key.Public, cfg DialConfig) (*secrets
 	return l.secure.Load(), nil
 }
 
+// enter counts the caller's goroutine among those of the Host until it calls h.wg.Done, so that Close waits for it and for what
+// it starts. It reports false if the Host is closed.
+func (h *Host) enter() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return false
+	}
+	h.wg.Add(1)
+	return true
+}
+
 // DialConfig is the configuration of one [Host.Dial]. The zero value works.
 type DialConfig struct {
 	Identity key.Private      // default: the Host's
@@ -391,7 +410,8 @@ type DialConfig struct {
 	// RelayThrough are the keys of relays to meet the peer at, in place of those of the Host.
 	RelayThrough []key.Public
 	// OnSilence, if set, is called at most once, before Dial returns: the key is announced, but nobody has answered the handshake
-	// for three seconds. Most likely that is how it ends (ErrNoAnswer), but Dial goes on, for as long again or longer.
+	// for three seconds. Most likely that is how it ends (ErrNoAnswer), but Dial goes on, for as long again or longer. It must not
+	// close the Host.
 	OnSilence func()
 }
 
@@ -527,12 +547,12 @@ func (h *Host) openSocket(sink *probeSink) (Socket, error) {
 		return nil, errors.Join(net.ErrClosed, s.Close())
 	}
 	h.sinks[s] = sink
-	h.mu.Unlock()
 	h.wg.Go(func() {
 		h.serve(s, s)
 		h.mu.Lock()
 		delete(h.sinks, s)
 		h.mu.Unlock()
 	})
+	h.mu.Unlock()
 	return s, nil
 }

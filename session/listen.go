@@ -63,6 +63,9 @@ type Listener struct {
 // Listen announces the key in the DHT and answers whoever cfg admits. It returns at once;
 // [Listener.Announced] waits until strangers could find the key. Close it, or the Host.
 func (h *Host) Listen(k key.Private, cfg ListenConfig) (*Listener, error) {
+	if cfg.Admit == nil {
+		return nil, errors.New("session: ListenConfig.Admit is required")
+	}
 	l := &Listener{
 		host: h, key: k, cfg: cfg,
 		accepted: make(chan *secretstream.Conn, acceptBacklog),
@@ -72,19 +75,35 @@ func (h *Host) Listen(k key.Private, cfg ListenConfig) (*Listener, error) {
 		slots:    newSlots(),
 	}
 	ann, err := h.node.Serve(k, l)
+	if errors.Is(err, dht.ErrClosed) {
+		return nil, ErrClosed
+	}
 	if err != nil {
 		return nil, err
 	}
 	l.ann = ann
 	close(l.serving)
 	h.mu.Lock()
-	h.listeners = append(h.listeners, l)
+	closed := h.closed
+	if !closed {
+		h.listeners = append(h.listeners, l)
+	}
 	h.mu.Unlock()
+	if closed { // Close has not seen it
+		_ = l.shutdown(h.ctx) // only to free what it holds
+		return nil, ErrClosed
+	}
 	return l, nil
 }
 
 // Announced waits until at least one DHT node holds the announcement.
-func (l *Listener) Announced(ctx context.Context) error { return l.ann.Announced(ctx) }
+func (l *Listener) Announced(ctx context.Context) error {
+	err := l.ann.Announced(ctx)
+	if errors.Is(err, dht.ErrClosed) {
+		return ErrClosed
+	}
+	return err
+}
 
 // Refresh announces again at once, as after a change of network.
 func (l *Listener) Refresh() { l.ann.Refresh() }

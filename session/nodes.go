@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -48,6 +49,9 @@ func (s *Nodes) Open(cfg NodeConfig) (*Node, error) {
 	}
 	if !cfg.Addr.IsValid() {
 		cfg.Addr = netip.IPv4Unspecified()
+	}
+	if cfg.Addr = cfg.Addr.Unmap(); !cfg.Addr.Is4() {
+		return nil, fmt.Errorf("session: NodeConfig.Addr is %v, but the DHT is IPv4 only", cfg.Addr)
 	}
 	n := &Node{}
 	listen := func(port uint16) (*udp.Conn, error) {
@@ -103,7 +107,8 @@ func (n *Node) Close() error {
 	return errors.Join(n.Node().Close(), n.client.Close(), n.server.Close())
 }
 
-// Close ends the goroutine, and closes the sockets of nodes that were not closed before.
+// Close ends the goroutine, and closes the sockets of nodes that were not closed before: these hear nothing any more, and are to be
+// closed all the same.
 func (s *Nodes) Close() error { return s.hub.Close() }
 
 // listenPort opens a server socket: at the given port, or, if that is 0, at DefaultPort, one of the four after it, or

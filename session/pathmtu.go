@@ -373,9 +373,11 @@ func (l *link) tuneMTU() {
 	l.mu.Lock()
 	running := l.tuning || l.closed
 	l.tuning = true
+	if !running {
+		l.host.wg.Go(l.runMTU) // before Close can have closed the link
+	}
 	l.mu.Unlock()
 	if !running {
-		l.host.wg.Go(l.runMTU)
 		return
 	}
 	select {

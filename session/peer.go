@@ -83,6 +83,9 @@ type waitingPacket struct {
 // AddPeer lists a peer: it may open tunnels to us, and [Peer.Send] may open one to it. Adding it again
 // returns the same Peer.
 func (h *Host) AddPeer(k key.Public) (*Peer, error) {
+	if k.IsZero() {
+		return nil, errors.New("session: a peer needs a key")
+	}
 	if k == h.cfg.Identity.Public() {
 		return nil, errors.New("session: this is our own key")
 	}
@@ -268,11 +271,11 @@ func (p *Peer) dial() {
 	ctx, cancel := context.WithCancelCause(p.host.ctx)
 	p.dialing, p.cancel = true, cancel
 	p.changeLocked()
-	p.mu.Unlock()
-	p.host.wg.Go(func() {
+	p.host.wg.Go(func() { // before Close can have removed the peer
 		defer cancel(nil)
 		p.dialUntilConnected(ctx)
 	})
+	p.mu.Unlock()
 }
 
 // hurry ends the pause between two attempts.
@@ -518,6 +521,8 @@ func (p *Peer) Wait(ctx context.Context) error {
 		switch {
 		case p.cur.Load() != nil:
 			return nil
+		case p.host.ctx.Err() != nil:
+			return ErrClosed
 		case removed:
 			return ErrRemoved
 		case first:
