@@ -6,8 +6,9 @@ import (
 	"encoding/binary"
 
 	"golang.org/x/crypto/chacha20"
-	"golang.org/x/crypto/chacha20poly1305"
 	"golang.org/x/crypto/poly1305" //nolint:staticcheck // deprecated for AEADs, but libsodium's format needs it bare
+
+	"omegatun/session/widechacha"
 )
 
 const (
@@ -38,8 +39,8 @@ const (
 // which is several times faster than its parts, encrypts always and authenticates then; other messages get a
 // MAC of their own.
 type state struct {
-	key   [chacha20poly1305.KeySize]byte
-	nonce [chacha20poly1305.NonceSize]byte
+	key   [widechacha.KeySize]byte
+	nonce [widechacha.NonceSize]byte
 	aead  cipher.AEAD // for key
 
 	block [2 * blockSize]byte // scratch space
@@ -60,7 +61,7 @@ func (s *state) setKey(k, inonce []byte) {
 	binary.LittleEndian.PutUint32(s.nonce[:], 1)
 	copy(s.nonce[4:], inonce)
 	var err error
-	if s.aead, err = chacha20poly1305.New(s.key[:]); err != nil {
+	if s.aead, err = widechacha.New(s.key[:]); err != nil {
 		panic("secretstream: " + err.Error()) // only for wrong lengths
 	}
 }

@@ -8,16 +8,15 @@ import (
 	"errors"
 	"fmt"
 
-	"golang.org/x/crypto/chacha20poly1305"
-
 	"omegatun/session/tunnel/widegcm"
+	"omegatun/session/widechacha"
 )
 
 // newAEAD returns the cipher of a suite, and how many datagrams a key may seal.
 func newAEAD(suite Suites, k []byte) (aead cipher.AEAD, limit uint64, err error) {
 	switch suite {
 	case ChaCha20Poly1305:
-		aead, err = chacha20poly1305.New(k)
+		aead, err = widechacha.New(k)
 		limit = maxChaCha
 	case AES256GCM:
 		limit = maxAESGCM

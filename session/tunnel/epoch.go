@@ -76,6 +76,10 @@ func epochKey(split [32]byte, hash [64]byte) key.Target {
 
 // wipe overwrites what a pointer to key material points to.
 func wipe(pointer any) {
+	if d, ok := pointer.(interface{ Destroy() }); ok {
+		d.Destroy()
+		return
+	}
 	if v := reflect.ValueOf(pointer); v.Kind() == reflect.Pointer {
 		v.Elem().SetZero()
 	}
