@@ -78,7 +78,7 @@ type sender struct {
 
 	flightCost int  // bytes in flight, as the network counts them
 	flightData int  // bytes of payload in flight, as the peer's window counts them
-	asked      bool // a heartbeat is to show whether only large packets vanish
+	asked      bool // a heartbeat is to show whether only large packets vanish, and nothing has been sent since
 	fragment   bool // they do: the network must cut those that cannot be cut anew
 	disordered bool // the path is known to reorder, and how much
 	missData   int  // bytes of payload in missing, for which the peer must have room as well
@@ -207,11 +207,13 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 	if s.next.before(ack) {
 		return
 	}
+	// A packet with the peer's own data, or one by which it takes more of ours, may have left before the question came.
+	answer := h.Flags&^FlagSACK == 0 && windowOf(h) == s.peerWindow
 	if s.probes > 0 {
 		s.probes, s.stuckSince = 1, now // the peer lives
 	}
 	if !ack.before(s.una) {
-		s.updateWindow(h.Window, seq(h.Seq), ack)
+		s.updateWindow(windowOf(h), seq(h.Seq), ack)
 	}
 	if s.una == s.next && s.queue.len == 0 && len(blocks) == 0 && s.timer == timerNone && s.state == open {
 		s.full, s.cutShort = false, false
@@ -252,7 +254,7 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 	switch {
 	case acked > 0 || advanced:
 		s.asked = false
-	case s.asked && ack == s.una:
+	case s.asked && answer && ack == s.una:
 		s.pathShrank(now)
 	}
 	if acked > 0 {
@@ -312,10 +314,13 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 // nothing.
 func (s *sender) sampleAll() bool { return s.rack.reordering && !s.cutShort }
 
+// windowOf returns the window of a packet, in bytes.
+func windowOf(h Header) int { return int(min(h.Window, 1<<30)) }
+
 // updateWindow takes the window of a packet unless a later one has set it.
-func (s *sender) updateWindow(window uint32, q, ack seq) {
+func (s *sender) updateWindow(window int, q, ack seq) {
 	if s.windowSeq.before(q) || s.windowSeq == q && !ack.before(s.windowAck) {
-		s.peerWindow = int(min(window, 1<<30))
+		s.peerWindow = window
 		s.windowSeq, s.windowAck = q, ack
 		if s.peerWindow > 0 {
 			s.probes, s.sendProbe = 0, false
@@ -721,6 +726,7 @@ func (s *sender) sent(now instant, p *packet) (padding int) {
 			s.stuckSince = now
 		}
 	}
+	s.asked = false // an answer could cross p: it would not tell whether the peer has p
 	fresh := p.state == packetQueued
 	switch p.state {
 	case packetQueued:

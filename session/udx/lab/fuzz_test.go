@@ -17,6 +17,7 @@ func FuzzTransfer(f *testing.F) {
 	f.Add(uint64(3), []byte{3, 255, 0, 255, 1, 100, 7, 9, 0, 255, 8, 77, 1, 255, 4, 0, 9, 200, 1, 255})
 	f.Add(uint64(4), []byte{0, 255, 1, 40, 5, 0, 1, 255, 1, 255, 0, 9, 1, 10, 6, 0, 1, 255})
 	f.Add(uint64(82), []byte("1010002n1000zZ10y0z\xcb107A2A2\xfc\"\xdf\"\x9e\"\xba")) // outages while the window is closed
+	f.Add(uint64(168), []byte("2By0z\xcb7029\"\xdf\"ay\xba"))                         // a question is lost, a window opens
 	f.Fuzz(func(t *testing.T, seed uint64, ops []byte) {
 		if len(ops) > 200 {
 			return
