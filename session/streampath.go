@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"crypto/rand"
 	"crypto/subtle"
 	"net/netip"
@@ -88,8 +89,7 @@ func (l *link) strayPacket(s udx.Socket, from netip.AddrPort, message []byte) {
 			l.follow(sock, from, nonce, time.Now())
 			return
 		}
-		_ = l.stream.SendMessageTo(sock, from, l.remoteID, appendPathMessage(nil, pathResponse, nonce, l.result.Tx)) // lost like any datagram
-		_ = l.stream.SendMessage(appendPathMessage(nil, pathResponse, nonce, l.result.Tx))
+		l.respond(sock, from, nonce)
 	}
 	now := time.Now()
 	l.mu.Lock()
@@ -131,10 +131,16 @@ func (l *link) pathMessage(s udx.Socket, from netip.AddrPort, b []byte) {
 	case kind == pathResponse:
 		l.follow(sock, from, nonce, time.Now())
 	default:
-		_ = l.stream.SendMessage(appendPathMessage(nil, pathResponse, nonce, l.result.Tx)) // lost like any datagram
-		if cur := l.cur.Load(); cur != nil && !cur.is(sock, from) {
-			_ = l.stream.SendMessageTo(sock, from, l.remoteID, appendPathMessage(nil, pathResponse, nonce, l.result.Tx))
-		}
+		l.respond(sock, from, nonce)
+	}
+}
+
+// respond answers a challenge, where it came from and where the stream's packets go. Either is lost like any datagram.
+func (l *link) respond(sock Socket, from netip.AddrPort, nonce [pathNonceSize]byte) {
+	b := appendPathMessage(nil, pathResponse, nonce, l.result.Tx)
+	_ = l.stream.SendMessageTo(sock, from, l.remoteID, b)
+	if cur := l.cur.Load(); cur != nil && !cur.is(sock, from) {
+		_ = l.stream.SendMessageTo(cur.sock, cur.remote, cmp.Or(cur.id, l.remoteID), b)
 	}
 }
 

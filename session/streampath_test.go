@@ -222,3 +222,69 @@ func FuzzPathMessage(f *testing.F) {
 		}
 	})
 }
+
+// What was written before Close reaches a peer that moves meanwhile.
+func TestClosedStreamFollowsItsPeer(t *testing.T) {
+	for _, row := range []struct {
+		name     string
+		backward bool // the one that stays has closed
+	}{
+		{"the one that moves has closed", false},
+		{"the one that stays has closed", true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
+				nat := w.net.NAT("home-a", lab.Symmetric(pubA))
+				a := w.end(nat.Host("a", inA), keyOf("b"))
+				b := w.end(w.net.Host("b", pubB), keyOf("a"))
+				from, to := streams(t, a, b)
+				if row.backward {
+					from, to = to, from
+				}
+				time.Sleep(3 * time.Second)
+				const size = 1 << 20 // more than is in flight at first
+				if n, err := from.Write(make([]byte, size)); n != size || err != nil {
+					t.Fatalf("Write: %d, %v", n, err)
+				}
+				from.Close()
+				nat.Rebind()
+				began := time.Now()
+				if b, err := io.ReadAll(to); len(b) != size || err != nil {
+					t.Errorf("read %d bytes (%v), want the %d that were written before Close", len(b), err, size)
+				}
+				if took := time.Since(began); took > 5*time.Second {
+					t.Errorf("it took %v", took)
+				}
+				to.Close()
+			})
+		})
+	}
+}
+
+// A direct path that works is not given up for another one that might.
+func TestStreamStaysOnADirectPath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
+		a, b := w.end(w.net.Host("a", pubA, sixA), keyOf("b")), w.end(w.net.Host("b", pubB, sixB), keyOf("a"))
+		x, y := streams(t, a, b)
+		if on := streamRemote(x); on != pubB {
+			t.Fatalf("the stream is at %v, want %v", on, pubB)
+		}
+		for from, to := range map[*end]netip.Addr{a: sixB, b: sixA} {
+			from.streams.Range(func(l, _ any) bool {
+				l.(*link).offerAddress(netip.AddrPortFrom(to, from.server.LocalAddr().Port()))
+				l.(*link).sendProbes(time.Now())
+				return true
+			})
+		}
+		if gap := longestGap(t, x, y, 3*time.Second); gap > 100*time.Millisecond {
+			t.Errorf("no byte arrived for %v", gap)
+		}
+		if there, here := streamRemote(x), streamRemote(y); there != pubB || here != pubA {
+			t.Errorf("the stream goes to %v and back to %v, want %v and %v", there, here, pubB, pubA)
+		}
+		x.Close()
+		y.Close()
+	})
+}

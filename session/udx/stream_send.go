@@ -271,8 +271,8 @@ func (s *Stream) tick() {
 // tells (MTU less 48 bytes over IPv4), is lost without notice; ErrTooLong is returned for more than 2,028 bytes.
 func (s *Stream) SendMessage(b []byte) error { return s.sendMessage(b, path{}) }
 
-// SendMessageTo is [Stream.SendMessage] to another address than that of the stream's path, which it does not change, where the
-// stream has the given id.
+// SendMessageTo is [Stream.SendMessage] to any address, where the stream has the given id. The stream's path does not change. Unlike
+// SendMessage it works after Close too, until the stream is done: what is still to be delivered may have to find another path.
 func (s *Stream) SendMessageTo(sock Socket, remote netip.AddrPort, remoteID ID, b []byte) error {
 	return s.sendMessage(b, path{sock, unmap(remote), remoteID})
 }
@@ -366,7 +366,7 @@ var datagrams = sync.Pool{New: func() any { return new([maxDatagram]byte) }} //n
 // sendNow sends a datagram whose header is missing over the stream's path, or to another place.
 func (s *Stream) sendNow(op string, flags Flags, b []byte, to path) error {
 	s.mu.Lock()
-	if err := s.sendableLocked(); err != nil {
+	if err := s.sendableLocked(); err != nil && (to.sock == nil || !s.closing || s.finished) {
 		s.mu.Unlock()
 		return s.opError(op, err)
 	}
