@@ -163,6 +163,10 @@ func (c *congestion) acked(now instant, r rateSample, delivered int64) {
 	c.setWindow(r, delivered)
 }
 
+// heldBack reports whether less is in flight than the path may hold, to see what that does. What is delivered then does not show
+// the bandwidth, and what was known of it counts on.
+func (c *congestion) heldBack() bool { return c.mode == probeRTT || c.overrun.trial > 0 }
+
 // updateBounds takes what shows that more is in flight than there should be, whatever the path would hold.
 func (c *congestion) updateBounds(now instant, r rateSample) {
 	crowded := c.crowdedRTT()
@@ -189,7 +193,9 @@ func (c *congestion) updateBandwidth(r rateSample, delivered int64) {
 	}
 	if r.prior >= c.roundEnd {
 		c.roundEnd = delivered
-		c.round++
+		if !c.heldBack() {
+			c.round++
+		}
 		c.newRound = true
 		c.conserving = false
 	}
@@ -461,6 +467,7 @@ func (c *congestion) restart() {
 	}
 	c.mode, c.paceGain, c.winGain = startup, startupGain, startupGain
 	c.full, c.fullRate, c.fullCount, c.queuedCount = false, 0, 0, 0
+	c.bandwidth = windowedBest[float64]{}
 	c.overrun = overrun{}
 	c.restore()
 }

@@ -42,6 +42,9 @@ func TestGoodput(t *testing.T) {
 		{100, 20 * time.Millisecond, lab.Deep, 0, 0, .9, .01},
 		{100, 20 * time.Millisecond, lab.Shallow, .01, 0, .9, .05},
 		{100, 20 * time.Millisecond, lab.Shallow, .05, .25, .7, .15},
+		{10, 100 * time.Millisecond, lab.Shallow, .2, .25, .5, .4},
+		{100, 1 * time.Millisecond, lab.Shallow, .2, .25, .5, .5},
+		{100, 20 * time.Millisecond, lab.Deep, .2, .25, .5, .3},
 	} {
 		conditions := lab.Conditions{Rate: c.mbit * 1e6 / 8, RTT: c.rtt, Loss: c.loss, Reorder: c.reorder, Queue: c.queue}
 		t.Run(conditions.String(), func(t *testing.T) {

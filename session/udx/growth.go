@@ -31,8 +31,12 @@ func (g *growth) received(now instant, advanced, holding bool) {
 }
 
 // consumed tells that n bytes were read, and reports whether a buffer of limit bytes is to be doubled. rtt is zero if
-// it is not known.
+// it is not known, because all that was sent was sent again: then it is taken for what a lost packet was missing, which is as
+// much at least.
 func (g *growth) consumed(now instant, n, limit int, rtt time.Duration) bool {
+	if rtt == 0 {
+		rtt = g.hole
+	}
 	if rtt == 0 || 2*limit > g.most {
 		return false
 	}

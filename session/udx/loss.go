@@ -52,6 +52,8 @@ type rack struct {
 	orderly    instant                     // until then at least there is much disorder; zero: there is none
 	settled    bool                        // base is known, since there is disorder
 	doubts     []doubt                     // by number; nil: none
+	heardAt    instant                     // when the last acknowledgement came
+	silence    time.Duration               // before it
 	mult       int                         // width of the reorder window in quarters of a round trip
 	rounds     int                         // recoveries left until mult falls back to one
 }
@@ -167,6 +169,12 @@ func (r *rack) again(now instant, q seq, rtts *rttEstimator) (cost int) {
 	return cost
 }
 
+// heard tells that an acknowledgement comes. After a silence others before it may have been lost: what packets then seem to
+// have taken says when something was sent again, not how slow the path is.
+func (r *rack) heard(now instant) {
+	r.heardAt, r.silence = now, now.sub(r.heardAt)
+}
+
 // arrived tells of a packet that was acknowledged. wasLost says that it had been taken for lost and not been sent
 // again; telling, that the acknowledgement comes when it should, and not after a timeout or a list of blocks cut
 // short.
@@ -174,7 +182,7 @@ func (r *rack) arrived(now instant, p *packet, rtts *rttEstimator, wasLost, tell
 	rtt := now.sub(p.sentAt)
 	again := p.sends > 1
 	overtaken := r.overtaken(p)
-	if !again && telling {
+	if !again && telling && (r.trips == nil || r.silence <= r.slow/2 || rtt <= r.slow) {
 		r.took(now, rtt)
 	}
 	if wasLost || again && rtt < r.quickest(rtts) {

@@ -81,6 +81,98 @@ func TestPacketThatCameTwiceTookLonger(t *testing.T) {
 	}
 }
 
+// TestSilenceIsNotSlowness wants what packets seem to have taken after acknowledgements were lost not to be taken for the path's.
+func TestSilenceIsNotSlowness(t *testing.T) {
+	ms := func(n int) instant { return instant(n) * instant(time.Millisecond) }
+	for _, c := range []struct {
+		name  string
+		every int // milliseconds between acknowledgements
+		want  time.Duration
+	}{
+		{"acknowledgements are lost", 100, 80 * time.Millisecond},
+		{"the path is slow", 1, 120 * time.Millisecond},
+	} {
+		var r rack
+		var rtts rttEstimator
+		rtts.sample(1, 80*time.Millisecond)
+		r.reordering, r.slow, r.trips = true, 80*time.Millisecond, new(tripCounts)
+		for i := range 500 {
+			at := 1000 + i*c.every
+			for j := range 4 {
+				took := 80
+				if j == 0 {
+					took = 120
+				}
+				r.heard(ms(at))
+				r.arrived(ms(at), &packet{packetBooks: packetBooks{seq: seq(4*i + j), sends: 1, sentAt: ms(at - took)}}, &rtts, false, true)
+			}
+		}
+		if got := r.longest(); got < c.want || got > c.want+c.want/16 {
+			t.Errorf("%s: the longest round trip is %v, want %v", c.name, got, c.want)
+		}
+	}
+}
+
+// TestLossFoundByTheTimerCounts wants what a timer finds to be lost to be part of the next sample.
+func TestLossFoundByTheTimerCounts(t *testing.T) {
+	ms := func(n int) instant { return instant(n) * instant(time.Millisecond) }
+	s := newSender()
+	s.rack.reordering = true
+	s.congestion.full, s.congestion.mode = true, probeBandwidth
+	for range 10 {
+		p := newPacket()
+		p.fill([]byte("x"), 1)
+		s.append(p)
+		s.sent(ms(1), s.queue.first)
+	}
+	lost := (*s.ring.at(0)).cost()
+	s.acknowledged(ms(100), Header{Window: 1 << 20}, appendSACKs(nil, []seqRange{{1, 9}}))
+	if s.timer != timerReorder || s.missing.len != 0 {
+		t.Fatalf("no timer for what may be late: %v", s.timer)
+	}
+	s.tick(s.timerAt)
+	if s.missing.len != 1 {
+		t.Fatal("the timer finds nothing lost")
+	}
+	s.acknowledged(ms(200), Header{Window: 1 << 20}, appendSACKs(nil, []seqRange{{1, 10}}))
+	if got := s.congestion.overrun.lost; got != lost {
+		t.Errorf("%d bytes count as lost, want %d", got, lost)
+	}
+}
+
+// TestHeldBackFlightDoesNotShowTheBandwidth wants what was known of it to last while less is in flight on purpose.
+func TestHeldBackFlightDoesNotShowTheBandwidth(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		hold func(*congestion)
+		want float64
+	}{
+		{"a look for the shortest round trip", func(c *congestion) { c.mode, c.probeDone = probeRTT, 0 }, 1e6},
+		{"a trial", func(c *congestion) { c.full, c.overrun.trial = true, 1 }, 1e6},
+		{"steady state", func(c *congestion) { c.mode = probeBandwidth }, 1e5},
+	} {
+		s := newSender()
+		s.congestion.bandwidth.reset(0, 1e6)
+		c.hold(&s.congestion)
+		now := instant(time.Second)
+		for i := range 50 {
+			p := newPacket()
+			p.fill(make([]byte, 972), 972)
+			s.append(p)
+			s.sent(now, s.queue.first)
+			now = now.add(10 * time.Millisecond)
+			s.acknowledged(now, Header{Ack: uint32(i + 1), Window: 1 << 20}, nil)
+			c.hold(&s.congestion)
+		}
+		if got := s.congestion.bandwidth.get(); got < c.want*.9 || got > c.want*1.1 {
+			t.Errorf("%s: %.0f bytes per second, want %.0f", c.name, got, c.want)
+		}
+		if held := c.want == 1e6; (s.rate.appLimited != 0) != held {
+			t.Errorf("%s: samples show a lower bound: %v, want %v", c.name, !held, held)
+		}
+	}
+}
+
 // TestPeerThatChoosesItsReports wants it to be told from one that reports the first blocks only.
 func TestPeerThatChoosesItsReports(t *testing.T) {
 	const count = 400

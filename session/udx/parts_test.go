@@ -522,3 +522,25 @@ func TestGrowthIsAheadOfThePeer(t *testing.T) {
 		rate *= 2
 	}
 }
+
+// TestGrowthWithoutARoundTrip wants a buffer to grow although all that would have shown the round trip was sent again: a lost
+// packet is missing for as long.
+func TestGrowthWithoutARoundTrip(t *testing.T) {
+	const rtt = 100 * time.Millisecond
+	g := growth{most: maxReadBuffer}
+	grew := func(from instant) (grew bool) {
+		for i := range 100 {
+			grew = g.consumed(from.add(time.Duration(i)*rtt/4), defaultReadBuffer/4, defaultReadBuffer, 0) || grew
+		}
+		return grew
+	}
+	if grew(1) {
+		t.Error("nothing is known of the round trip, and it grows")
+	}
+	now := instant(100 * rtt)
+	g.received(now, false, true)
+	g.received(now.add(rtt), true, false)
+	if !grew(now) {
+		t.Error("it does not grow")
+	}
+}

@@ -32,7 +32,7 @@ type rateSample struct {
 	period     int           // number of the last period in which the round trips of slow packets were judged; zero: they are not
 	trip       time.Duration // what they took in it
 	acked      int           // bytes this acknowledgement delivered
-	lost       int           // bytes it showed to be lost
+	lost       int           // bytes found to be lost since the one before
 	undone     int           // bytes it showed to be late that had been taken for lost
 	inFlight   int           // bytes, after it
 	disordered bool          // packets overtake each other, so that round trips differ by nature

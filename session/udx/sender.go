@@ -74,6 +74,7 @@ type sender struct {
 	unknown   seq
 	lookAt    instant // not before is flight searched again for what is lost; zero: at any time
 	undone    int     // bytes that were found to be late, not lost, since the last sample
+	timedLost int     // bytes that a timer found to be lost since then
 	thorough  bool    // the peer reports what arrives at once, whether there are too many blocks or not
 
 	flightCost int  // bytes in flight, as the network counts them
@@ -208,7 +209,8 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 		return
 	}
 	// A packet with the peer's own data, or one by which it takes more of ours, may have left before the question came.
-	answer := h.Flags&^FlagSACK == 0 && windowOf(h) == s.peerWindow
+	pure := h.Flags&^FlagSACK == 0
+	answer := pure && windowOf(h) == s.peerWindow
 	if s.probes > 0 {
 		s.probes, s.stuckSince = 1, now // the peer lives
 	}
@@ -221,6 +223,7 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 	}
 	before := s.flightCost
 	delivered := s.rate.delivered
+	s.rack.heard(now)
 	var latest struct { // the packet that was sent last
 		at    instant
 		seq   seq
@@ -256,6 +259,8 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 		s.asked = false
 	case s.asked && answer && ack == s.una:
 		s.pathShrank(now)
+	case s.asked && pure && ack == s.una:
+		s.sendProbe = true // now that its window is known, it may answer once more
 	}
 	if acked > 0 {
 		s.timeouts = 0
@@ -292,12 +297,15 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 		}
 		sample := s.rate.sample(now, shortest)
 		sample.least, sample.disordered = least, s.rack.disorder > someDisorder
-		sample.rtt, sample.acked, sample.lost, sample.inFlight = rtt, acked, lost, s.flightCost
-		sample.undone, s.undone = s.undone, 0
+		sample.rtt, sample.acked, sample.lost, sample.inFlight = rtt, acked, lost+s.timedLost, s.flightCost
+		sample.undone, s.undone, s.timedLost = s.undone, 0, 0
 		if s.disordered {
 			sample.period, sample.trip = s.rack.period, s.rack.trip
 		}
 		s.congestion.acked(now, sample, s.rate.delivered)
+		if s.congestion.heldBack() {
+			s.rate.limited(s.flightCost)
+		}
 		if s.congestion.sure {
 			s.congestion.sure = false
 			s.rack.base.reset(int64(now), s.rack.trip)
@@ -545,7 +553,7 @@ func (s *sender) tick(now instant) bool {
 	s.timer, s.timerAt = timerNone, 0
 	switch kind {
 	case timerReorder:
-		s.detect(now, 0)
+		s.timedLost += s.detect(now, 0)
 		if s.timer == timerNone {
 			s.setTimer(now)
 		}

@@ -68,6 +68,19 @@ func TestOnlyAnAnswerShrinksThePath(t *testing.T) {
 				if cut := k.s.Stats().BlackHoles == 1; cut != row.cut {
 					t.Errorf("cut anew: %v", cut)
 				}
+				if row.answer.Window == window {
+					return
+				}
+				time.Sleep(time.Millisecond)
+				if sent := k.sock.take(); len(sent) != 1 {
+					t.Errorf("%d packets once the window is known, want a question", len(sent))
+				} else if h, _, _ := ParseHeader(sent[0].b); h.Flags != FlagHeartbeat {
+					t.Errorf("a packet with the flags %v once the window is known, want a question", h.Flags)
+				}
+				peer(row.answer, acknowledged)
+				if k.s.Stats().BlackHoles != 1 {
+					t.Error("not cut anew after the second answer")
+				}
 			})
 		})
 	}
