@@ -40,19 +40,16 @@ type callSpec struct {
 // call is canceled.
 type call struct {
 	callSpec
+	n       *Node
 	tid     uint16
-	wire    []byte
-	room    [callRoom]byte // of wire, if it is enough
 	sent    int
+	queued  bool // it is in the node's queue, be it over or not
 	started time.Time
 	alarm   alarm
-	expire  func(now time.Time)
 	over    bool
-	done    func(now time.Time, a *answer, err error) // nil: the query's
+	done    func(now time.Time, a *answer, err error) // nil: the query's, or
+	asking  *asking                                   // of the one who waits
 }
-
-// callRoom is enough for a request of a query with a token and a short value.
-const callRoom = 128
 
 // answer is the response to a call. It is the outbox's, and valid until done returns, but its value may be kept.
 type answer struct {
@@ -64,33 +61,39 @@ type answer struct {
 
 // call sends a request. It returns nil, and done is called at once, if the node is closed or suspended.
 func (n *Node) call(now time.Time, spec callSpec, done func(now time.Time, a *answer, err error)) *call {
-	c := &call{callSpec: spec, started: now, done: done}
+	c := &call{callSpec: spec, done: done}
+	if !n.start(now, c) {
+		return nil
+	}
+	return c
+}
+
+// start sends the request of a new call. It returns false, and has told whoever asked, if the node is closed or suspended.
+func (n *Node) start(now time.Time, c *call) bool {
+	var err error
 	if n.closed {
-		c.end(now, nil, ErrClosed)
-		return nil
+		err = ErrClosed
+	} else if n.suspended {
+		err = ErrSuspended
 	}
-	if n.suspended {
-		c.end(now, nil, ErrSuspended)
-		return nil
+	if err != nil {
+		c.over = true
+		c.end(now, nil, err)
+		return false
 	}
+	c.n, c.started = n, now
 	if c.sock == nil {
 		c.sock = n.defaultSocket()
 	}
-	c.expire = func(now time.Time) { n.expire(now, c) }
 	for { // a tid that nobody can guess, and that is free; the table of calls is far from full
 		c.tid = uint16(rand.Uint32())
 		if n.calls[c.key()] == nil {
 			break
 		}
 	}
-	p := request{
-		tid: c.tid, to: c.to, id: n.idFor(c.sock), token: c.token,
-		command: c.command, target: c.target, value: c.value,
-	}
-	c.wire = p.append(c.room[:0])
 	n.calls[c.key()] = c
 	n.attempt(now, c)
-	return c
+	return true
 }
 
 func (c *call) key() callKey { return callKeyOf(c.to, c.tid) }
@@ -102,6 +105,8 @@ func (c *call) end(now time.Time, a *answer, err error) {
 		c.done(now, a, err)
 	case c.lookup != nil:
 		c.lookup.asked(now, c, a, err)
+	case c.asking != nil:
+		c.asking.end(a, err)
 	}
 }
 
@@ -109,6 +114,7 @@ func (c *call) end(now time.Time, a *answer, err error) {
 func (n *Node) attempt(now time.Time, c *call) {
 	if until, full := n.window.full(now); full {
 		n.queue = append(n.queue, c)
+		c.queued = true
 		if n.drain.index == 0 {
 			n.alarms.set(&n.drain, until, n.drainQueue)
 		}
@@ -128,6 +134,7 @@ func (n *Node) drainQueue(now time.Time) {
 		c := n.queue[0]
 		n.queue[0] = nil
 		n.queue = n.queue[1:]
+		c.queued = false
 		if !c.over {
 			n.sendCall(now, c)
 		}
@@ -139,16 +146,20 @@ func (n *Node) drainQueue(now time.Time) {
 func (n *Node) sendCall(now time.Time, c *call) {
 	c.sent++
 	n.window.sent(now)
-	n.sendLater(c.sock, c.wire, c.to)
-	timeout := c.timeout
-	if timeout == 0 {
-		timeout = attemptTimeout
+	n.sendRequest(c.sock, &request{
+		tid: c.tid, to: c.to, id: n.idFor(c.sock), token: c.token,
+		command: c.command, target: c.target, value: c.value,
+	}, c.to)
+	if c.timeout == 0 {
+		n.alarms.setLast(&c.alarm, now.Add(attemptTimeout), c)
+	} else {
+		n.alarms.setTo(&c.alarm, now.Add(c.timeout), c)
 	}
-	n.alarms.set(&c.alarm, now.Add(timeout), c.expire)
 }
 
-// expire ends an attempt that was not answered.
-func (n *Node) expire(now time.Time, c *call) {
+// ring ends an attempt that was not answered.
+func (c *call) ring(now time.Time) {
+	n := c.n
 	if c.sent == 1 && c.lookup != nil {
 		c.lookup.late(c.to)
 		n.missed(c.to)
@@ -172,7 +183,7 @@ func (n *Node) expire(now time.Time, c *call) {
 // cancel ends c without a word. c may be nil or over.
 func (n *Node) cancel(now time.Time, c *call) {
 	if c != nil {
-		c.done, c.lookup = nil, nil
+		c.done, c.lookup, c.asking = nil, nil, nil
 		n.endCall(now, c, nil, ErrClosed)
 	}
 }

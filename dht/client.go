@@ -28,39 +28,65 @@ func (n *Node) Ready(ctx context.Context) error {
 	}
 }
 
-// ask sends a request and waits for the answer, of whatever code.
-func (n *Node) ask(ctx context.Context, spec callSpec) (*answer, error) {
-	type result struct {
-		a   *answer
-		err error
+// reply is what is kept of an answer.
+type reply struct {
+	from, to netip.AddrPort
+	rtt      time.Duration
+	code     uint64
+	value    []byte
+}
+
+// asking is a request that somebody waits for.
+type asking struct {
+	call  call
+	ended chan struct{} // has room for one: the fields below are there
+	reply reply
+	err   error
+	used  bool // the node's queue has call still
+}
+
+// end is called once, with the node's mutex held.
+func (k *asking) end(a *answer, err error) {
+	k.err, k.used = err, k.call.queued
+	if a != nil {
+		k.reply = reply{from: a.from, to: a.to, rtt: a.rtt, code: a.code, value: a.value}
 	}
-	ended := make(chan result, 1)
-	var c *call
+	k.ended <- struct{}{}
+}
+
+// result returns what came of k, which has ended and is given up.
+func (n *Node) result(k *asking) (reply, error) {
+	r, err := k.reply, k.err
+	if !k.used {
+		k.call, k.reply, k.err = call{}, reply{}, nil
+		n.askings.Put(k)
+	}
+	return r, err
+}
+
+// ask sends a request and waits for the answer, of whatever code.
+func (n *Node) ask(ctx context.Context, spec callSpec) (reply, error) {
 	spec.to = unmap(spec.to)
 	if !usable(spec.to) {
-		return nil, fmt.Errorf("dht: %v is not the address of a node", spec.to)
+		return reply{}, fmt.Errorf("dht: %v is not the address of a node", spec.to)
 	}
-	n.doRequest(func(now time.Time) {
-		c = n.call(now, spec, func(_ time.Time, a *answer, err error) {
-			if a != nil {
-				kept := *a
-				kept.closer = nil // it is not ours
-				a = &kept
-			}
-			ended <- result{a, err}
-		})
-	})
+	k, ok := n.askings.Get().(*asking)
+	if !ok {
+		k = &asking{ended: make(chan struct{}, 1)}
+	}
+	k.call.callSpec, k.call.asking = spec, k
+	n.request(&k.call)
 	select {
-	case r := <-ended:
-		return r.a, r.err
+	case <-k.ended:
+		return n.result(k)
 	case <-ctx.Done():
 	}
-	n.do(func(now time.Time) { n.cancel(now, c) })
+	n.do(func(now time.Time) { n.cancel(now, &k.call) })
 	select {
-	case r := <-ended: // it came just in time
-		return r.a, r.err
+	case <-k.ended: // it came just in time
+		return n.result(k)
 	default:
-		return nil, context.Cause(ctx)
+		return reply{}, context.Cause(ctx)
 	}
 }
 

@@ -37,9 +37,10 @@ type lookup struct {
 	answered int // of these
 
 	calls      []*call
-	padding    []byte // the value of requests, see padded
-	askedNames bool   // bootstrap nodes were looked up by name although their address is known
-	usedNodes  bool   // the bootstrap nodes were added
+	spare      []*call // to be used again
+	padding    []byte  // the value of requests, see padded
+	askedNames bool    // bootstrap nodes were looked up by name although their address is known
+	usedNodes  bool    // the bootstrap nodes were added
 }
 
 // background starts a query that yields to others. Until the node is ready everything waits for it, so it does not yield.
@@ -212,21 +213,31 @@ func (l *lookup) padded() []byte {
 
 func (l *lookup) ask(now time.Time, to contact) {
 	l.requests++
-	c := l.n.call(now, callSpec{
+	var c *call
+	if last := len(l.spare) - 1; last >= 0 {
+		c, l.spare = l.spare[last], l.spare[:last]
+	} else {
+		c = new(call)
+	}
+	*c = call{callSpec: callSpec{
 		to: to.addr, member: true, command: l.spec.command, target: some(l.target),
 		value: l.padded(), retries: l.spec.retries, lookup: l,
-	}, nil)
-	if c != nil {
+	}}
+	if l.n.start(now, c) {
 		l.calls = append(l.calls, c)
 	}
 }
 
 // asked takes in what became of a request.
 func (l *lookup) asked(now time.Time, c *call, a *answer, err error) {
+	to := c.to
 	if at := slices.Index(l.calls, c); at >= 0 {
 		last := len(l.calls) - 1
 		l.calls[at], l.calls[last] = l.calls[last], nil
 		l.calls = l.calls[:last]
+		if !c.queued {
+			l.spare = append(l.spare, c) // whose end this is: nobody else has it any more
+		}
 	}
 	switch {
 	case l.over:
@@ -234,8 +245,8 @@ func (l *lookup) asked(now time.Time, c *call, a *answer, err error) {
 	case a != nil:
 		l.onAnswer(now, a)
 	case errors.Is(err, ErrTimeout):
-		for _, ref := range l.failed(c.to) {
-			l.n.sendDownHint(now, ref, c.to)
+		for _, ref := range l.failed(to) {
+			l.n.sendDownHint(now, ref, to)
 		}
 	default:
 		l.end(now, err)

@@ -10,6 +10,7 @@ const (
 	samplerSize   = 16          // votes remembered
 	samplerLatest = 4           // so many of the latest votes count,
 	samplerRecent = time.Minute // and those of the last minute
+	samplerRepeat = time.Second // the same vote again says nothing before
 )
 
 // natSampler finds out the node's public address from what other nodes see. Each network of 256 addresses has
@@ -48,6 +49,11 @@ func Voter(a netip.AddrPort) netip.AddrPort {
 // add takes in that the node at from sees us at a.
 func (s *natSampler) add(now time.Time, from, a netip.AddrPort) {
 	voter := Voter(from)
+	if last := len(s.votes) - 1; last >= 0 {
+		if v := &s.votes[last]; v.voter == voter && v.addr == a && now.Sub(v.at) < samplerRepeat {
+			return
+		}
+	}
 	if i := slices.IndexFunc(s.votes, func(v natVote) bool { return v.voter == voter }); i >= 0 {
 		s.votes = slices.Delete(s.votes, i, i+1)
 	} else if len(s.votes) >= samplerSize {

@@ -37,15 +37,18 @@ type Node struct {
 	clock Clock
 	timer Timer // runs what is due
 
-	mu        sync.Mutex // guards the fields below
-	closed    bool
-	suspended bool
-	out       *outbox   // what to do once mu is free, or requests that are being gathered; nil: nothing
-	gathering bool      // somebody is about to send what is in out
-	ended     int       // requests that ended since the last one was sent by doRequest
-	alarms    alarms    // what to do later
-	armed     time.Time // when the timer rings; zero: it does not
-	changes   chan struct{}
+	askings sync.Pool // of *asking: not global, because its channels are of one synctest bubble
+
+	mu         sync.Mutex // guards the fields below
+	closed     bool
+	suspended  bool
+	out        *outbox   // what to do once mu is free, or requests that are being gathered; nil: nothing
+	gathering  bool      // somebody is about to send what is in out,
+	gatherTime time.Time // since then
+	ended      int       // requests that ended since the last one was sent by request
+	alarms     alarms    // what to do later
+	armed      time.Time // when the timer rings; zero: it does not
+	changes    chan struct{}
 
 	// Requests of ours.
 	calls     map[callKey]*call
@@ -238,26 +241,38 @@ func (n *Node) unlock() {
 // at once.
 const gatherFrom = 4
 
-// doRequest is do for f that does no more than to send requests. If many are on their way, those that other goroutines
-// are about to make leave together with them: what a hundred goroutines ask one after the other are a hundred system calls otherwise.
-func (n *Node) doRequest(f func(now time.Time)) {
+// gatherTurns is how many times others are let go first, as long as each time brings more requests.
+const gatherTurns = 4
+
+// request sends the request of c, a new call. If many are on their way, those that other goroutines are about to make leave
+// together with it: what a hundred goroutines ask one after the other are a hundred system calls otherwise.
+func (n *Node) request(c *call) {
 	n.mu.Lock()
-	f(n.clock.Now())
-	switch {
-	case len(n.calls)+n.ended < gatherFrom:
-		n.ended = 0
-		n.unlock()
-	case n.gathering:
+	if n.gathering { // at what is nearly this time
+		n.start(n.gatherTime, c)
 		n.arm()
 		n.mu.Unlock()
-	default:
-		n.gathering = true
+		return
+	}
+	now := n.clock.Now()
+	n.start(now, c)
+	if len(n.calls)+n.ended < gatherFrom {
+		n.ended = 0
+		n.unlock()
+		return
+	}
+	n.gathering, n.gatherTime = true, now
+	for range gatherTurns {
+		before := n.stats.Sent
 		n.mu.Unlock()
 		runtime.Gosched()
 		n.mu.Lock()
-		n.gathering, n.ended = false, 0
-		n.unlock()
+		if n.stats.Sent == before {
+			break
+		}
 	}
+	n.gathering, n.ended = false, 0
+	n.unlock()
 }
 
 func (n *Node) notSent(to netip.AddrPort, err error) {

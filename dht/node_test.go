@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -444,6 +445,44 @@ func TestPing(t *testing.T) {
 				t.Errorf("Ping of %s: %v", bad, err)
 			}
 		}
+	})
+}
+
+func TestPingsAtOnceGetTheirOwnAnswers(t *testing.T) {
+	bubble(t, func(t *testing.T, w *testNet) {
+		const many = 200 // more than may be on the way
+		nodes := w.members(10)
+		n := w.peer(false, nodes[0])
+		gone := netip.MustParseAddrPort("20.200.0.1:1")
+		var wg sync.WaitGroup
+		for i := range many {
+			wg.Go(func() {
+				for round := range 4 {
+					to := nodes[(i+round)%len(nodes)].addr()
+					wait := time.Hour
+					switch (i + round) % 5 {
+					case 0:
+						to = gone
+					case 1:
+						wait = time.Duration(i) * testDelay / 50 // some are answered, some wait for others still
+					}
+					ctx, cancel := context.WithTimeout(t.Context(), wait)
+					p, err := n.Ping(ctx, nil, to, 1)
+					cancel()
+					switch {
+					case err == nil && to != gone:
+						if p.From != to || p.To != n.client.public || p.RTT < 2*testDelay {
+							t.Errorf("ping of %v: %+v", to, p)
+						}
+					case errors.Is(err, ErrTimeout) && to == gone:
+					case errors.Is(err, context.DeadlineExceeded) && wait < time.Hour:
+					default:
+						t.Errorf("ping of %v, %v: %+v, %v", to, wait, p, err)
+					}
+				}
+			})
+		}
+		wg.Wait()
 	})
 }
 

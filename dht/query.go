@@ -96,7 +96,10 @@ const (
 )
 
 func newQuery(target, own key.Target, concurrency int) *query {
-	return &query{target: target, own: own, concurrency: concurrency, seen: make(map[endpoint]*visit)}
+	return &query{
+		target: target, own: own, concurrency: concurrency, seen: make(map[endpoint]*visit),
+		pending: make([]contact, 0, 2*bucketSize), closest: make([]found, 0, bucketSize+1),
+	}
 }
 
 // visit takes in a node that has not been seen.
@@ -256,19 +259,18 @@ func (q *query) replied(addr netip.AddrPort, r *response, filter func(netip.Addr
 	}
 	adding := true
 	for _, a := range r.closer[:min(len(r.closer), bucketSize)] {
-		if !usable(a) || !filter(a) {
-			continue
-		}
 		e := endpointOf(a)
 		w := q.seen[e]
 		var c contact
 		if w != nil {
-			c = w.contact // which saves computing the id
+			c = w.contact // which saves computing the id, and looking at the address
 		} else {
-			c = contactAt(a)
-		}
-		if c.id == q.own {
-			continue
+			if !usable(a) || !filter(a) {
+				continue
+			}
+			if c = contactAt(a); c.id == q.own {
+				continue
+			}
 		}
 		if v != nil && (v.root || closerTo(q.target, c.id, v.id)) && len(v.next) < q.width(v) {
 			v.next = append(v.next, e)

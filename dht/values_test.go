@@ -105,7 +105,16 @@ func TestAlarmsRingInOrder(t *testing.T) {
 		at := start.Add(time.Duration(r.IntN(1000)) * time.Second)
 		s.set(&all[i], at, func(now time.Time) { t.Error("an alarm rang as it was set first") })
 		at = start.Add(time.Duration(r.IntN(1000)) * time.Second)
-		s.set(&all[i], at, func(now time.Time) { rung = append(rung, now) })
+		switch i % 4 {
+		case 0, 1:
+			s.set(&all[i], at, func(now time.Time) { rung = append(rung, now) })
+		case 2: // after most of the others, as those of requests are
+			at = at.Add(time.Duration(i) * 10 * time.Second)
+			s.setLast(&all[i], at, ringFunc(func(now time.Time) { rung = append(rung, now) }))
+		case 3: // and then as others are
+			s.setLast(&all[i], at.Add(time.Hour), ringFunc(func(now time.Time) { t.Error("an alarm rang as it was set first") }))
+			s.set(&all[i], at, func(now time.Time) { rung = append(rung, now) })
+		}
 		if i%3 == 0 {
 			s.stop(&all[i])
 			s.stop(&all[i])
