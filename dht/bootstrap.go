@@ -49,6 +49,9 @@ func parseBootstrap(list []string) ([]bootstrapHost, error) {
 		if h.ip.IsValid() && !h.ip.Is4() {
 			return nil, fmt.Errorf("dht: bootstrap node %q: the network speaks IPv4 only", s)
 		}
+		if h.ip.IsValid() && !usable(netip.AddrPortFrom(h.ip, h.port)) {
+			return nil, fmt.Errorf("dht: bootstrap node %q: %v is not the address of a host", s, h.ip)
+		}
 		if !h.ip.IsValid() && h.name == "" {
 			return nil, fmt.Errorf("dht: bootstrap node %q: no host", s)
 		}

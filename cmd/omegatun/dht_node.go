@@ -113,9 +113,12 @@ Exit status 2: there is no such host. 9: nothing came back.`,
 
 // resolveNode returns the IPv4 address that a person means by host:port.
 func resolveNode(ctx context.Context, arg string) (netip.AddrPort, error) {
-	if err := config.CheckBootstrap(arg); err != nil || strings.Contains(arg, "@") {
-		return netip.AddrPort{}, exit.New(exit.Usage, "%q is not the host:port of a DHT node", arg).
-			WithTry("203.0.113.9:49737")
+	err := config.CheckBootstrap(arg)
+	if err == nil && strings.Contains(arg, "@") {
+		err = fmt.Errorf("%q is not host:port", arg)
+	}
+	if err != nil {
+		return netip.AddrPort{}, exit.New(exit.Usage, "the address of a DHT node: %w", err).WithTry("203.0.113.9:49737")
 	}
 	host, portText, err := net.SplitHostPort(arg)
 	if err != nil {

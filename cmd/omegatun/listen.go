@@ -93,8 +93,12 @@ func (e *env) listen(ctx context.Context, f listenFlags) (err error) {
 		return err
 	}
 	if f.tcp != "" {
-		if _, _, err := net.SplitHostPort(f.tcp); err != nil {
+		_, port, err := net.SplitHostPort(f.tcp)
+		if err != nil {
 			return exit.New(exit.Usage, "--tcp: %q is not host:port", f.tcp)
+		}
+		if n, err := net.LookupPort("tcp", port); err != nil || n == 0 {
+			return exit.New(exit.Usage, "--tcp: %q: the port is not a number between 1 and 65535", f.tcp)
 		}
 	}
 	st, err := e.openStation(ctx, nil)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"omegatun/cmd/omegatun/internal/config"
 	"omegatun/cmd/omegatun/internal/control"
 	"omegatun/cmd/omegatun/internal/daemon"
 	"omegatun/cmd/omegatun/internal/exit"
@@ -98,6 +99,9 @@ func (e *env) node(ctx context.Context, flags nodeFlags) error {
 	if flags.host != "" {
 		if public, err = netip.ParseAddr(flags.host); err != nil || !public.Is4() {
 			return exit.New(exit.Usage, "--host: %q is not an IPv4 address", flags.host)
+		}
+		if !config.IsHost(public) {
+			return exit.New(exit.Usage, "--host: %q cannot be the address of a machine", flags.host)
 		}
 		if isLocal(public) {
 			cfg.Addr = public

@@ -354,19 +354,40 @@ func CheckName(s string) error {
 func CheckBootstrap(s string) error {
 	hostport := s
 	if ip, rest, ok := strings.Cut(s, "@"); ok {
-		if a, err := netip.ParseAddr(ip); err != nil || !a.Unmap().Is4() {
+		a, err := netip.ParseAddr(ip)
+		if err != nil || !a.Unmap().Is4() {
 			return fmt.Errorf("%q: what comes before @ is not an IPv4 address", s)
+		}
+		if !IsHost(a) {
+			return fmt.Errorf("%q: %s cannot be the address of a machine", s, ip)
 		}
 		hostport = rest
 	}
 	host, port, err := net.SplitHostPort(hostport)
-	if err != nil || host == "" {
+	if a, err := netip.ParseAddr(strings.Trim(s, "[]")); err == nil && a.Is6() {
+		return fmt.Errorf("%q: the DHT speaks IPv4 only: give a node's IPv4 address, or a name, and its port", s)
+	}
+	if err != nil || host == "" || strings.ContainsFunc(host, func(r rune) bool { return r <= ' ' || r == '/' || r == 0x7f }) {
 		return fmt.Errorf("%q is not host:port", s)
+	}
+	if a, err := netip.ParseAddr(host); err == nil {
+		if !a.Unmap().Is4() {
+			return fmt.Errorf("%q: the DHT speaks IPv4 only: give a node's IPv4 address, or a name, and its port", s)
+		}
+		if !IsHost(a) {
+			return fmt.Errorf("%q: %s cannot be the address of a machine", s, host)
+		}
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
 		return fmt.Errorf("%q: the port is not a number between 1 and 65535", s)
 	}
 	return nil
+}
+
+// IsHost reports whether a can be the address of a machine that others send to.
+func IsHost(a netip.Addr) bool {
+	a = a.Unmap()
+	return !a.IsUnspecified() && !a.IsMulticast() && (!a.Is4() || a.As4()[0] < 240)
 }
 
 // checkInterface reports why s cannot name a network interface. The limit is Linux's IFNAMSIZ.
@@ -384,7 +405,7 @@ func ParseIPv4(s string) (netip.Addr, error) {
 		return netip.Addr{}, fmt.Errorf("%q is not an IPv4 address", s)
 	}
 	a = a.Unmap()
-	if a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+	if !IsHost(a) || a.IsLoopback() {
 		return netip.Addr{}, fmt.Errorf("%q cannot be the address of a machine", s)
 	}
 	return a, nil
