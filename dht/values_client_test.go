@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -123,6 +124,41 @@ func TestMutable(t *testing.T) {
 		cancel()
 		if _, err := a.PutMutable(ctx, k, 10, nil); !errors.Is(err, context.Canceled) {
 			t.Errorf("put with a context that ended: %v", err)
+		}
+	})
+}
+
+func TestPutDoesNotCountThoseWhoRefuse(t *testing.T) {
+	bubble(t, func(t *testing.T, w *testNet) {
+		nodes := w.members(30)
+		a := w.peer(false, nodes[0])
+		k := key.Generate()
+		s, err := a.PutMutable(t.Context(), k, 1, []byte("one"))
+		if err != nil || len(s.Nodes) != bucketSize {
+			t.Fatalf("put: %+v, %v", s, err)
+		}
+		const ahead = 7
+		for _, n := range nodes {
+			if !slices.Contains(s.Nodes[:ahead], n.addr()) {
+				continue
+			}
+			n.do(func(now time.Time) {
+				m, _ := n.store.mutables.get(k.Public().Target(), now)
+				m.seq = 9
+				n.store.mutables.set(k.Public().Target(), m, now)
+			})
+		}
+		s2, err := a.PutMutable(t.Context(), k, 2, []byte("two"))
+		if err != nil || s2.Closest != bucketSize || s2.Refused == nil || s2.Refused.Code != CodeSeqTooLow {
+			t.Errorf("put: %+v, %v", s2, err)
+		}
+		if len(s2.Nodes) == 0 || len(s2.Nodes) >= s2.Closest {
+			t.Errorf("stored on %d of %d", len(s2.Nodes), s2.Closest)
+		}
+		for _, a := range s2.Nodes {
+			if slices.Contains(s.Nodes[:ahead], a) {
+				t.Errorf("%v refused, and is counted", a)
+			}
 		}
 	})
 }
