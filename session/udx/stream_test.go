@@ -506,12 +506,12 @@ func TestIdleStreamsAreSmall(t *testing.T) {
 	defer ma.Close()
 	defer mb.Close()
 	pa, pb := n.port("192.0.2.1:1", ma, conditions{}), n.port("192.0.2.2:2", mb, conditions{})
-	memory := func() uint64 {
+	memory := func() int {
 		runtime.GC()
 		runtime.GC()
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)
-		return m.HeapAlloc
+		return int(m.HeapAlloc)
 	}
 	goroutines, before := runtime.NumGoroutine(), memory()
 	streams := make([]*Stream, 0, count)
