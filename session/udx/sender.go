@@ -25,6 +25,9 @@ const (
 	// giveUpCount and giveUpAfter: data is unacknowledged for so many timeouts and so long: the peer is gone.
 	giveUpCount = 7
 	giveUpAfter = 12 * time.Second
+	// askTimes is how often it is asked in the place of one timeout whether only large packets vanish: until that is known
+	// nothing else gets through.
+	askTimes = 3
 
 	// rtoBackoffMax bounds the doubling of the timeout, so that a path that comes back is noticed soon.
 	rtoBackoffMax = time.Second
@@ -79,7 +82,8 @@ type sender struct {
 
 	flightCost int  // bytes in flight, as the network counts them
 	flightData int  // bytes of payload in flight, as the peer's window counts them
-	asked      bool // a heartbeat is to show whether only large packets vanish, and nothing has been sent since
+	asked      bool // heartbeats are to show whether only large packets vanish, and nothing has been sent since
+	questions  int  // how many of them were sent
 	fragment   bool // they do: the network must cut those that cannot be cut anew
 	disordered bool // the path is known to reorder, and how much
 	missData   int  // bytes of payload in missing, for which the peer must have room as well
@@ -567,14 +571,18 @@ func (s *sender) tick(now instant) bool {
 			}
 		}
 	case timerTimeout:
+		if s.asked && s.questions < askTimes {
+			s.ask(now)
+			break
+		}
 		s.timeouts++
 		s.stats.timeouts++
 		if s.timeouts >= giveUpCount && now.sub(s.stuckSince) >= giveUpAfter {
 			return false
 		}
-		if s.suspectPath() { // nothing but a question, so that the answer cannot cross a packet
-			s.asked, s.sendProbe = true, true
-			s.timer, s.timerAt = timerTimeout, now.add(s.timeout())
+		if s.suspectPath() { // nothing but questions, so that the answer cannot cross a packet
+			s.asked, s.questions = true, 0
+			s.ask(now)
 			break
 		}
 		s.giveUpFlight(now)
@@ -589,13 +597,27 @@ func (s *sender) tick(now instant) bool {
 	return true
 }
 
-// giveUpFlight takes everything in flight for lost, oldest first.
+// ask sends a question. All that are sent in the place of one timeout take as long as that.
+func (s *sender) ask(now instant) {
+	s.questions++
+	s.sendProbe = true
+	s.timer, s.timerAt = timerTimeout, now.add(s.timeout()/askTimes)
+}
+
+// giveUpFlight takes everything in flight for lost. What is missing goes again from the oldest on, which the peer waits for: it
+// may be small, and those that were missing before too large for the path.
 func (s *sender) giveUpFlight(now instant) {
 	s.state, s.highSeq = timedOut, s.next
 	s.tailOut, s.tails, s.sendTail = false, 0, false
+	s.missing = packetList{}
 	for q := s.una; q != s.next; q++ {
-		if p := *s.ring.at(q); p != nil && p.state == packetInFlight {
+		p := *s.ring.at(q)
+		switch {
+		case p == nil:
+		case p.state == packetInFlight:
 			s.lose(now, p)
+		case p.state == packetLost:
+			s.missing.push(p)
 		}
 	}
 	s.congestion.timedOut(s.flightCost)
