@@ -164,8 +164,11 @@ func (c *congestion) acked(now instant, r rateSample, delivered int64) {
 }
 
 // heldBack reports whether less is in flight than the path may hold, to see what that does. What is delivered then does not show
-// the bandwidth, and what was known of it counts on.
-func (c *congestion) heldBack() bool { return c.mode == probeRTT || c.overrun.trial > 0 }
+// the bandwidth, and what was known of it counts on. In order, trials are so short that it need not: who shares a queue would
+// hold on to what he had before.
+func (c *congestion) heldBack(disordered bool) bool {
+	return c.mode == probeRTT || disordered && c.overrun.trial > 0
+}
 
 // updateBounds takes what shows that more is in flight than there should be, whatever the path would hold.
 func (c *congestion) updateBounds(now instant, r rateSample) {
@@ -193,7 +196,7 @@ func (c *congestion) updateBandwidth(r rateSample, delivered int64) {
 	}
 	if r.prior >= c.roundEnd {
 		c.roundEnd = delivered
-		if !c.heldBack() {
+		if !c.heldBack(r.disordered) {
 			c.round++
 		}
 		c.newRound = true

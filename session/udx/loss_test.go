@@ -144,16 +144,19 @@ func TestLossFoundByTheTimerCounts(t *testing.T) {
 func TestHeldBackFlightDoesNotShowTheBandwidth(t *testing.T) {
 	for _, c := range []struct {
 		name string
-		hold func(*congestion)
+		hold func(*sender)
 		want float64
 	}{
-		{"a look for the shortest round trip", func(c *congestion) { c.mode, c.probeDone = probeRTT, 0 }, 1e6},
-		{"a trial", func(c *congestion) { c.full, c.overrun.trial = true, 1 }, 1e6},
-		{"steady state", func(c *congestion) { c.mode = probeBandwidth }, 1e5},
+		{"a look for the shortest round trip", func(s *sender) { s.congestion.mode, s.congestion.probeDone = probeRTT, 0 }, 1e6},
+		{"a trial", func(s *sender) { s.congestion.full, s.congestion.overrun.trial = true, 1 }, 1e5},
+		{"a trial where packets are overtaken", func(s *sender) {
+			s.congestion.full, s.congestion.overrun.trial, s.rack.disorder = true, 1, 1
+		}, 1e6},
+		{"steady state", func(s *sender) { s.congestion.mode = probeBandwidth }, 1e5},
 	} {
 		s := newSender()
 		s.congestion.bandwidth.reset(0, 1e6)
-		c.hold(&s.congestion)
+		c.hold(&s)
 		now := instant(time.Second)
 		for i := range 50 {
 			p := newPacket()
@@ -162,7 +165,7 @@ func TestHeldBackFlightDoesNotShowTheBandwidth(t *testing.T) {
 			s.sent(now, s.queue.first)
 			now = now.add(10 * time.Millisecond)
 			s.acknowledged(now, Header{Ack: uint32(i + 1), Window: 1 << 20}, nil)
-			c.hold(&s.congestion)
+			c.hold(&s)
 		}
 		if got := s.congestion.bandwidth.get(); got < c.want*.9 || got > c.want*1.1 {
 			t.Errorf("%s: %.0f bytes per second, want %.0f", c.name, got, c.want)

@@ -307,7 +307,7 @@ func (s *sender) acknowledged(now instant, h Header, blocks []byte) {
 			sample.period, sample.trip = s.rack.period, s.rack.trip
 		}
 		s.congestion.acked(now, sample, s.rate.delivered)
-		if s.congestion.heldBack() {
+		if s.congestion.heldBack(sample.disordered) {
 			s.rate.limited(s.flightCost)
 		}
 		if s.congestion.sure {
