@@ -89,7 +89,7 @@ func (l *link) runControl() {
 		Initiator: l.initiator, Tx: l.result.Tx, Rx: l.result.Rx, Hash: l.result.Hash,
 		Local: l.local, Remote: l.remote, KeepAlive: -1, MaxMessage: maxControl,
 	})
-	mux := protomux.New(conn, protomux.Config{MaxChannels: controlChannels, MaxKept: 2 * maxControl})
+	mux := newControlMux(conn)
 	ch, err := mux.Open(controlProtocol, nil, nil)
 	if err == nil {
 		c := &control{link: l, mux: mux, ch: ch}
@@ -103,6 +103,13 @@ func (l *link) runControl() {
 	}
 	_ = mux.Close() // what counts is err
 	l.controlLost(err)
+}
+
+// newControlMux returns the Mux that the channel is opened on. The peer may have opened it before us.
+func newControlMux(conn protomux.Conn) *protomux.Mux {
+	return protomux.New(conn, protomux.Config{
+		Protocols: []string{controlProtocol}, MaxChannels: controlChannels, MaxKept: 2 * maxControl,
+	})
 }
 
 func (c *control) run() error {

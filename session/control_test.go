@@ -5,9 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
 	"reflect"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -15,6 +18,7 @@ import (
 
 	"omegatun/dht/key"
 	"omegatun/punch/lab"
+	"omegatun/session/protomux"
 	"omegatun/session/tunnel"
 )
 
@@ -312,5 +316,64 @@ func TestPeersThatMoveIntoOneLANFindEachOther(t *testing.T) {
 		}
 		t.Logf("found after %v", time.Since(began))
 		exchange(t, a, b)
+	})
+}
+
+// messagePipe is one end of a stream of messages in memory.
+type messagePipe struct {
+	in, out chan []byte
+	end     chan struct{}
+	once    *sync.Once
+}
+
+func (p messagePipe) ReadMessage() ([]byte, error) {
+	select {
+	case b := <-p.in:
+		return b, nil
+	case <-p.end:
+		return nil, io.EOF
+	}
+}
+
+func (p messagePipe) WriteMessage(b []byte) error {
+	select {
+	case p.out <- bytes.Clone(b):
+		return nil
+	case <-p.end:
+		return net.ErrClosed
+	}
+}
+
+func (p messagePipe) Close() error {
+	p.once.Do(func() { close(p.end) })
+	return nil
+}
+
+// Whichever side is first, it waits for the other one. Both would lose the channel otherwise, and make another handshake.
+func TestControlChannelMayBeOpenedByThePeerFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ab, ba, end, once := make(chan []byte, 8), make(chan []byte, 8), make(chan struct{}), new(sync.Once)
+		first := newControlMux(messagePipe{ba, ab, end, once})
+		defer first.Close()
+		second := newControlMux(messagePipe{ab, ba, end, once})
+		defer second.Close()
+		open := func(m *protomux.Mux) *protomux.Channel {
+			c, err := m.Open(controlProtocol, nil, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Send(t.Context(), messageHello, []byte("hello")); err != nil {
+				t.Fatal(err)
+			}
+			return c
+		}
+		a := open(first)
+		synctest.Wait() // the other one has read that
+		b := open(second)
+		for _, c := range []*protomux.Channel{a, b} {
+			if typ, got, err := c.Receive(t.Context()); typ != messageHello || string(got) != "hello" || err != nil {
+				t.Errorf("received %d %q, %v", typ, got, err)
+			}
+		}
 	})
 }
