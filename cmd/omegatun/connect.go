@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"sync"
@@ -116,11 +117,14 @@ const (
 
 // streamError returns why a stream ended before its time.
 func streamError(ctx context.Context, err error) error {
+	_, local := errors.AsType[*fs.PathError](err) // of stdin or stdout
 	switch {
 	case err == nil:
 		return nil
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
+	case local:
+		return err
 	}
 	return exit.New(exit.Refused, "the stream broke: %w", err)
 }
@@ -132,7 +136,8 @@ type halfCloser interface {
 }
 
 // pipe copies in to c and c to out until both directions have ended, and closes c. If in is a terminal, the end of
-// what c sends is enough. in may still be read from afterwards, in the background, if it does not end.
+// what c sends is enough. If out fails, c is reset, so that the other side does not take for delivered what was not. in may still be
+// read from afterwards, in the background, if it does not end.
 func pipe(ctx context.Context, c halfCloser, in io.Reader, out io.Writer) error {
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { c.Close() })()
@@ -144,6 +149,7 @@ func pipe(ctx context.Context, c halfCloser, in io.Reader, out io.Writer) error 
 	_, err := io.Copy(out, c)
 	switch {
 	case err != nil:
+		cut(c)
 		return err
 	case isTerminal(in):
 		return nil

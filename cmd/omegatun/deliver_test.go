@@ -3,7 +3,13 @@ package main
 import (
 	"bytes"
 	"crypto/rand"
+	"errors"
+	"io"
+	"io/fs"
+	"strings"
 	"testing"
+
+	"omegatun/cmd/omegatun/internal/exit"
 )
 
 // TestNothingIsLostAtTheEnd sends much both ways between commands that end as soon as they have read and written all.
@@ -37,5 +43,29 @@ func TestNothingIsLostAtTheEnd(t *testing.T) {
 	}
 	if out := <-served; !bytes.Equal(out, there) {
 		t.Errorf("listen: %d bytes arrived, want the %d that connect sent", len(out), len(there))
+	}
+}
+
+// Where stdout takes nothing, as on a full disk, the other side learns that its data was not delivered.
+func TestFullDiskIsNoEnd(t *testing.T) {
+	bootstrap := "--bootstrap=" + network(t)
+	server, key := newIdentity(t)
+	client, _ := newIdentity(t)
+	full := writerFunc(func([]byte) (int, error) {
+		return 0, &fs.PathError{Op: "write", Path: "/dev/stdout", Err: errors.New("no space left on device")}
+	})
+	stdin, keyboard := io.Pipe() // which nobody touches
+	defer keyboard.Close()
+	ready := newLines()
+	status := make(chan int, 1)
+	go func() {
+		status <- run(t.Context(), []string{"--state", server, bootstrap, "listen", "--allow", "any", "--once"}, stdin, full, ready.pipe)
+	}()
+	ready.want(t, "listening "+key)
+	if got, _, talk := output(t, strings.NewReader("hello\n"), "--state", client, bootstrap, "connect", key); got != int(exit.Refused) {
+		t.Errorf("connect: exit status %d, want %d\n%s", got, exit.Refused, talk)
+	}
+	if got := <-status; got != int(exit.Other) {
+		t.Errorf("listen: exit status %d, want %d", got, exit.Other)
 	}
 }

@@ -218,6 +218,9 @@ func (e *env) serveStream(ctx context.Context, c halfCloser, in *sharedReader) e
 		sent <- err
 	}()
 	_, err := io.Copy(e.stdout, c)
+	if err != nil {
+		cut(c) // the other side is not to take for delivered what was not
+	}
 	if err != nil || isTerminal(e.stdin) { // nobody ends a terminal for every stream
 		cancel()
 		return errors.Join(err, <-sent)
