@@ -69,7 +69,14 @@ type NoPathError struct {
 }
 
 func (e *NoPathError) Error() string {
-	s := fmt.Sprintf("no path: none of %d addresses answers (our NAT: %v, theirs: %v)", len(e.Tried), e.Local, e.Remote)
+	tried := "there is no address to try"
+	switch n := len(e.Tried); {
+	case n == 1:
+		tried = "the only address that could be tried does not answer"
+	case n > 1:
+		tried = fmt.Sprintf("none of %d addresses answers", n)
+	}
+	s := fmt.Sprintf("no path: %s (our NAT: %v, theirs: %v)", tried, e.Local, e.Remote)
 	if e.Err != nil {
 		s += ": " + e.Err.Error()
 	}
