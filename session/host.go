@@ -227,11 +227,11 @@ func New(cfg Config) (*Host, error) {
 // serveMain serves the sockets that live as long as the Host, each in as many goroutines as configured.
 func (h *Host) serveMain() {
 	main := []Socket{h.server, h.client}
-	for _, s := range main {
-		useBulk(s)
-	}
 	if h.six != nil {
 		main = append(main, h.six)
+	}
+	for _, s := range main {
+		useBulk(s)
 	}
 	var shares [3][]Receiver
 	for i, s := range main { // before anything comes in

@@ -157,3 +157,22 @@ func ask(ctx context.Context, p *Peer, flow byte, first, count uint32, answers <
 		}
 	}
 }
+
+// All main sockets may carry a tunnel or a stream, so all receive trains in one piece.
+func TestMainSocketsReceiveTrains(t *testing.T) {
+	h, err := New(Config{
+		Identity: key.Generate(), Addr: netip.AddrFrom4([4]byte{127, 0, 0, 1}), Addr6: netip.IPv6Loopback(), NoBeacons: true,
+		DHT: dht.Config{Mode: dht.Persistent, Open: true, Bootstrap: []string{}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	for name, s := range map[string]Socket{"server": h.server, "client": h.client, "IPv6": h.six} {
+		if s == nil {
+			t.Logf("%s: there is none", name) // no IPv6 on this machine
+		} else if !s.(*osSocket).bulk.Load() {
+			t.Errorf("%s: one datagram at a time", name)
+		}
+	}
+}
