@@ -152,19 +152,18 @@ func (l *link) leads(cur *route) bool {
 }
 
 // knock makes a plain stream heard at an address that may lead to the peer. Before the link is up that is a packet which says
-// nothing: the peer points its own stream at where it came from. Later it is a challenge, unless the path is a direct one: a peer that is
-// not up yet would move away from it. Other programs than ours would take either for a path that works.
+// nothing: the peer points its own stream at where it came from. Later it is a challenge. A side that leads sends neither, as the
+// peer would come after it, and one that is up on a direct path no challenge: a peer that is not up yet would move away from it.
+// Other programs than ours would take either for a path that works.
 func (l *link) knock(r *route) {
 	l.mu.Lock()
 	cur := l.cur.Load()
 	switch {
-	case !l.proves || cur != nil && cur.is(r.sock, r.remote), l.isUp && cur.kind != PathRelay:
+	case !l.proves || cur != nil && cur.is(r.sock, r.remote), l.isUp && cur.kind != PathRelay, l.leads(cur):
 		l.mu.Unlock()
 	case l.isUp:
 		l.mu.Unlock()
 		l.challenge(r.sock, r.remote, time.Now())
-	case l.leads(cur): // the peer would come after us
-		l.mu.Unlock()
 	default:
 		h := udx.Header{Flags: udx.FlagHeartbeat, ID: l.remoteID, Window: knockWindow}
 		l.mu.Unlock()
