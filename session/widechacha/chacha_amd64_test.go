@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"golang.org/x/crypto/chacha20poly1305"
+
+	"omegatun/session/internal/aeadtest"
 )
 
 // wide is the AEAD that uses the wide instructions for short messages too.
@@ -39,12 +41,6 @@ func pair(t testing.TB, key []byte) (ours wide, reference cipher.AEAD) {
 	return wide{w}, w.short
 }
 
-func random(r *rand.ChaCha8, n int) []byte {
-	b := make([]byte, n)
-	_, _ = r.Read(b)
-	return b
-}
-
 // lengths are where something ends or begins: a block, what is hashed at a time, a run, a piece.
 func lengths() (all []int) {
 	for n := range 2200 {
@@ -61,9 +57,9 @@ func lengths() (all []int) {
 func TestEveryLengthSealsAsTheReference(t *testing.T) {
 	r := rand.NewChaCha8([32]byte{1})
 	for _, n := range lengths() {
-		ours, reference := pair(t, random(r, KeySize))
-		additional := random(r, []int{0, 16, n % 70, n % 1500}[n%4])
-		nonce, plain := random(r, NonceSize), random(r, n)
+		ours, reference := pair(t, aeadtest.Random(r, KeySize))
+		additional := aeadtest.Random(r, []int{0, 16, n % 70, n % 1500}[n%4])
+		nonce, plain := aeadtest.Random(r, NonceSize), aeadtest.Random(r, n)
 		want := reference.Seal(nil, nonce, plain, additional)
 		if got := ours.Seal(nil, nonce, plain, additional); !bytes.Equal(got, want) {
 			t.Fatalf("%d and %d bytes sealed: %x, want %x", n, len(additional), got, want)
@@ -178,60 +174,18 @@ func TestHashAtItsLimits(t *testing.T) {
 
 func TestOutputIsAppendedOrReplacesTheInput(t *testing.T) {
 	r := rand.NewChaCha8([32]byte{3})
-	ours, reference := pair(t, random(r, KeySize))
-	nonce, additional := random(r, NonceSize), random(r, 16)
-	for _, n := range []int{0, 1, 15, 16, 17, 255, 256, 257, 959, 960, 961, 1424, 1984, 10000, 65535} {
-		plain := random(r, n)
-		sealed := reference.Seal(nil, nonce, plain, additional)
-		for _, room := range []int{0, n + TagSize, n + TagSize + 100} { // none, just enough, and more
-			for _, c := range []struct {
-				name string
-				want []byte
-				make func(dst []byte) []byte
-			}{
-				{name: "seal", want: sealed, make: func(dst []byte) []byte { return ours.Seal(dst, nonce, plain, additional) }},
-				{name: "open", want: plain, make: func(dst []byte) []byte {
-					b, err := ours.Open(dst, nonce, sealed, additional)
-					if err != nil {
-						t.Errorf("open %d bytes: %v", n, err)
-					}
-					return b
-				}},
-			} {
-				dst := append(make([]byte, 0, 4+room), "head"...)
-				whole := dst[:cap(dst)]
-				for i := 4; i < len(whole); i++ {
-					whole[i] = 0xa5
-				}
-				if got := c.make(dst); !bytes.Equal(got, append([]byte("head"), c.want...)) {
-					t.Errorf("%s %d bytes, room for %d: %x", c.name, n, room, got)
-				}
-				if 4+len(c.want) > len(whole) { // it has moved
-					continue
-				}
-				for i, v := range whole[4+len(c.want):] {
-					if v != 0xa5 {
-						t.Fatalf("%s %d bytes, room for %d: byte %d behind the output has changed", c.name, n, room, i)
-					}
-				}
-			}
-		}
-		b := append(bytes.Clone(plain), make([]byte, TagSize)...)
-		if got := ours.Seal(b[:0], nonce, b[:n], additional); !bytes.Equal(got, sealed) {
-			t.Errorf("%d bytes sealed in place: %x, want %x", n, got, sealed)
-		}
-		if got, err := ours.Open(b[:0], nonce, b, additional); err != nil || !bytes.Equal(got, plain) {
-			t.Errorf("%d bytes opened in place: %x, %v", n, got, err)
-		}
-	}
+	ours, reference := pair(t, aeadtest.Random(r, KeySize))
+	nonce, additional := aeadtest.Random(r, NonceSize), aeadtest.Random(r, 16)
+	aeadtest.Output(t, ours, reference, r, nonce, additional,
+		0, 1, 15, 16, 17, 255, 256, 257, 959, 960, 961, 1424, 1984, 10000, 65535)
 }
 
 func TestEveryChangedBitIsNoticed(t *testing.T) {
 	r := rand.NewChaCha8([32]byte{5})
-	ours, _ := pair(t, random(r, KeySize))
+	ours, _ := pair(t, aeadtest.Random(r, KeySize))
 	for _, n := range []int{0, 1, 33, 290, 1100} {
-		nonce, additional := random(r, NonceSize), random(r, n/2)
-		sealed := ours.Seal(nil, nonce, random(r, n), additional)
+		nonce, additional := aeadtest.Random(r, NonceSize), aeadtest.Random(r, n/2)
+		sealed := ours.Seal(nil, nonce, aeadtest.Random(r, n), additional)
 		for _, part := range []struct {
 			name string
 			b    []byte
@@ -349,15 +303,15 @@ func FuzzAgainstReference(f *testing.F) {
 
 func BenchmarkAEAD(b *testing.B) {
 	r := rand.NewChaCha8([32]byte{2})
-	key := random(r, KeySize)
+	key := aeadtest.Random(r, KeySize)
 	ours, _ := pair(b, key)
 	reference, err := chacha20poly1305.New(key)
 	if err != nil {
 		b.Fatal(err)
 	}
-	nonce := random(r, NonceSize)
+	nonce := aeadtest.Random(r, NonceSize)
 	for _, size := range []int{64, 768, 1424, 16384, 65536} {
-		plain := random(r, size)
+		plain := aeadtest.Random(r, size)
 		for _, c := range []struct {
 			name string
 			aead cipher.AEAD

@@ -9,7 +9,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"golang.org/x/sys/unix"
+	"omegatun/session/internal/aeadtest"
 )
 
 // pair returns our AEAD and the standard library's for one key.
@@ -33,17 +33,11 @@ func pair(t testing.TB, key []byte) (ours *AEAD, standard cipher.AEAD) {
 	return ours, standard
 }
 
-func random(r *rand.ChaCha8, n int) []byte {
-	b := make([]byte, n)
-	_, _ = r.Read(b)
-	return b
-}
-
 func TestEveryLengthSealsAsTheStandardLibrary(t *testing.T) {
 	r := rand.NewChaCha8([32]byte{1})
 	for n := range 1100 {
-		ours, standard := pair(t, random(r, KeySize))
-		nonce, additional, plain := random(r, NonceSize), random(r, AdditionalSize), random(r, n)
+		ours, standard := pair(t, aeadtest.Random(r, KeySize))
+		nonce, additional, plain := aeadtest.Random(r, NonceSize), aeadtest.Random(r, AdditionalSize), aeadtest.Random(r, n)
 		want := standard.Seal(nil, nonce, plain, additional)
 		if got := ours.Seal(nil, nonce, plain, additional); !bytes.Equal(got, want) {
 			t.Fatalf("%d bytes sealed: %x, want %x", n, got, want)
@@ -69,89 +63,25 @@ func TestKnownAnswer(t *testing.T) {
 
 func TestOutputIsAppendedOrReplacesTheInput(t *testing.T) {
 	r := rand.NewChaCha8([32]byte{3})
-	ours, standard := pair(t, random(r, KeySize))
-	nonce, additional := random(r, NonceSize), random(r, AdditionalSize)
-	for _, n := range []int{0, 1, 15, 16, 17, 255, 256, 257, 1424, 65535} {
-		plain := random(r, n)
-		sealed := standard.Seal(nil, nonce, plain, additional)
-		for _, room := range []int{0, n + TagSize, n + TagSize + 100} { // none, just enough, and more
-			for _, c := range []struct {
-				name string
-				want []byte
-				make func(dst []byte) []byte
-			}{
-				{name: "seal", want: sealed, make: func(dst []byte) []byte { return ours.Seal(dst, nonce, plain, additional) }},
-				{name: "open", want: plain, make: func(dst []byte) []byte {
-					b, err := ours.Open(dst, nonce, sealed, additional)
-					if err != nil {
-						t.Errorf("open %d bytes: %v", n, err)
-					}
-					return b
-				}},
-			} {
-				dst := append(make([]byte, 0, 4+room), "head"...)
-				whole := dst[:cap(dst)]
-				for i := 4; i < len(whole); i++ {
-					whole[i] = 0xa5
-				}
-				if got := c.make(dst); !bytes.Equal(got, append([]byte("head"), c.want...)) {
-					t.Errorf("%s %d bytes, room for %d: %x", c.name, n, room, got)
-				}
-				if 4+len(c.want) > len(whole) { // it has moved
-					continue
-				}
-				for i, v := range whole[4+len(c.want):] {
-					if v != 0xa5 {
-						t.Fatalf("%s %d bytes, room for %d: byte %d behind the output has changed", c.name, n, room, i)
-					}
-				}
-			}
-		}
-		b := append(bytes.Clone(plain), make([]byte, TagSize)...)
-		if got := ours.Seal(b[:0], nonce, b[:n], additional); !bytes.Equal(got, sealed) {
-			t.Errorf("%d bytes sealed in place: %x, want %x", n, got, sealed)
-		}
-		if got, err := ours.Open(b[:0], nonce, b, additional); err != nil || !bytes.Equal(got, plain) {
-			t.Errorf("%d bytes opened in place: %x, %v", n, got, err)
-		}
-	}
+	ours, standard := pair(t, aeadtest.Random(r, KeySize))
+	nonce, additional := aeadtest.Random(r, NonceSize), aeadtest.Random(r, AdditionalSize)
+	aeadtest.Output(t, ours, standard, r, nonce, additional, 0, 1, 15, 16, 17, 255, 256, 257, 1424, 65535)
 }
 
 func TestNothingOutsideTheBuffersIsTouched(t *testing.T) {
 	r := rand.NewChaCha8([32]byte{4})
-	ours, standard := pair(t, random(r, KeySize))
-	nonce, additional := random(r, NonceSize), random(r, AdditionalSize)
-	page := unix.Getpagesize()
-	// fenced returns b at the end or the start of pages that lie between two that may not be touched.
-	fenced := func(b []byte, atEnd bool) []byte {
-		const pages = 2
-		m, err := unix.Mmap(-1, 0, (pages+2)*page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = unix.Munmap(m) })
-		for _, fence := range [][]byte{m[:page], m[(pages+1)*page:]} {
-			if err := unix.Mprotect(fence, unix.PROT_NONE); err != nil {
-				t.Fatal(err)
-			}
-		}
-		in := m[page : (pages+1)*page]
-		if atEnd {
-			in = in[len(in)-len(b):]
-		}
-		copy(in, b)
-		return in[:len(b):len(b)]
-	}
+	ours, standard := pair(t, aeadtest.Random(r, KeySize))
+	nonce, additional := aeadtest.Random(r, NonceSize), aeadtest.Random(r, AdditionalSize)
 	for _, atEnd := range []bool{false, true} {
-		nonce, additional := fenced(nonce, atEnd), fenced(additional, atEnd)
+		nonce, additional := aeadtest.Fenced(t, nonce, atEnd), aeadtest.Fenced(t, additional, atEnd)
 		for _, n := range []int{0, 1, 63, 64, 65, 100, 255, 256, 300, 1424} {
-			plain := random(r, n)
+			plain := aeadtest.Random(r, n)
 			sealed := standard.Seal(nil, nonce, plain, additional)
-			room := fenced(make([]byte, n+TagSize), atEnd)
-			if got := ours.Seal(room[:0], nonce, fenced(plain, atEnd), additional); !bytes.Equal(got, sealed) {
+			room := aeadtest.Fenced(t, make([]byte, n+TagSize), atEnd)
+			if got := ours.Seal(room[:0], nonce, aeadtest.Fenced(t, plain, atEnd), additional); !bytes.Equal(got, sealed) {
 				t.Errorf("%d bytes sealed: %x, want %x", n, got, sealed)
 			}
-			got, err := ours.Open(fenced(make([]byte, n), atEnd)[:0], nonce, fenced(sealed, atEnd), additional)
+			got, err := ours.Open(aeadtest.Fenced(t, make([]byte, n), atEnd)[:0], nonce, aeadtest.Fenced(t, sealed, atEnd), additional)
 			if err != nil || !bytes.Equal(got, plain) {
 				t.Errorf("%d bytes opened: %x, %v", n, got, err)
 			}
@@ -161,11 +91,11 @@ func TestNothingOutsideTheBuffersIsTouched(t *testing.T) {
 
 func TestEveryChangedBitIsNoticed(t *testing.T) {
 	r := rand.NewChaCha8([32]byte{5})
-	key := random(r, KeySize)
+	key := aeadtest.Random(r, KeySize)
 	ours, _ := pair(t, key)
-	nonce, additional := random(r, NonceSize), random(r, AdditionalSize)
+	nonce, additional := aeadtest.Random(r, NonceSize), aeadtest.Random(r, AdditionalSize)
 	for _, n := range []int{0, 1, 33, 290} {
-		sealed := ours.Seal(nil, nonce, random(r, n), additional)
+		sealed := ours.Seal(nil, nonce, aeadtest.Random(r, n), additional)
 		for _, part := range []struct {
 			name string
 			b    []byte
@@ -265,10 +195,10 @@ func FuzzAgainstStandardLibrary(f *testing.F) {
 
 func BenchmarkAEAD(b *testing.B) {
 	r := rand.NewChaCha8([32]byte{2})
-	ours, standard := pair(b, random(r, KeySize))
-	nonce, additional := random(r, NonceSize), random(r, AdditionalSize)
+	ours, standard := pair(b, aeadtest.Random(r, KeySize))
+	nonce, additional := aeadtest.Random(r, NonceSize), aeadtest.Random(r, AdditionalSize)
 	for _, size := range []int{64, 256, 1424, 8192, 65536} {
-		plain := random(r, size)
+		plain := aeadtest.Random(r, size)
 		room := make([]byte, 0, size+TagSize)
 		for _, c := range []struct {
 			name string
