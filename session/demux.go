@@ -131,11 +131,15 @@ func (h *Host) tunnelled(s Socket, b []byte, from netip.AddrPort, in *inbound, n
 		}
 		return
 	}
+	plain := out[headroom:]
 	if !in.heard || in.from != from { // once for a run of datagrams that came together
-		l.authentic(s, from, now)
+		credit := mayAnswer * len(b)
+		if len(plain) > 0 && tunnel.ContentOf(plain) == tunnel.ContentControl {
+			credit = max(credit-answerSize, 0)
+		}
+		l.authentic(s, from, credit, now)
 		in.heard, in.from = true, from
 	}
-	plain := out[headroom:]
 	if len(plain) == 0 {
 		return
 	}

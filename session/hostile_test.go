@@ -4,12 +4,15 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"runtime"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"omegatun/punch/lab"
 	"omegatun/session/noise"
+	"omegatun/session/tunnel"
+	"omegatun/session/udx"
 )
 
 // TestRandomDatagramsChangeNothing throws datagrams of every class at a Host that has a tunnel: random ones, and
@@ -155,4 +158,94 @@ func TestReplayedHandshakeIsHarmless(t *testing.T) {
 		}
 		exchange(t, a, b)
 	})
+}
+
+// TestForgedSourceIsSentLittle has somebody on the way give single authentic datagrams another source: at most three times
+// their size may go there, but a ping of a peer that has really moved allows of all the probes.
+func TestForgedSourceIsSentLittle(t *testing.T) {
+	victim := netip.MustParseAddr("192.88.99.66")
+	control := func(c tunnel.Control) func(*link) []byte {
+		return func(l *link) []byte {
+			b, _ := l.epoch.Seal(nil, c.Append(nil))
+			return b
+		}
+	}
+	rows := []struct {
+		name     string
+		stream   bool
+		datagram func(of *link) []byte
+		least    int // packets that go to the new source for one
+	}{
+		{name: "nothing inside", datagram: func(l *link) []byte { b, _ := l.epoch.Seal(nil, nil); return b }, least: 1},
+		{name: "keepalive", datagram: control(tunnel.Control{Kind: tunnel.Keepalive})},
+		{name: "short ping", datagram: control(tunnel.Control{Kind: tunnel.Ping, ID: 1}), least: 2},
+		{name: "path probe", datagram: control(tunnel.Control{Kind: tunnel.PathProbe, ID: 1}), least: 2},
+		{name: "MTU probe", datagram: control(tunnel.Control{Kind: tunnel.MTUProbe, ID: 1, Size: 200}), least: 2},
+		{name: "packet", datagram: func(l *link) []byte { b, _ := l.epoch.Seal(nil, packet("hello")); return b }, least: 1},
+		{name: "ping", least: 1 + probesToCheck, datagram: func(l *link) []byte {
+			sent := &sentTo{Socket: l.cur.Load().sock}
+			l.sendControl(&route{sock: sent, remote: l.cur.Load().remote}, tunnel.Control{Kind: tunnel.Ping, ID: 1})
+			return sent.last
+		}},
+		{name: "challenge of a stream", stream: true, least: 2, datagram: func(l *link) []byte {
+			h := udx.Header{Flags: udx.FlagMessage, ID: l.remoteID}
+			return appendPathMessage(h.Append(nil), pathChallenge, [16]byte{1}, l.result.Tx)
+		}},
+		{name: "heartbeat of a stream", stream: true, datagram: func(l *link) []byte {
+			return (&udx.Header{Flags: udx.FlagHeartbeat, ID: l.remoteID}).Append(nil)
+		}},
+	}
+	for _, row := range rows {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
+				a, b := w.end(w.net.Host("a", pubA), keyOf("b")), w.end(w.net.Host("b", pubB), keyOf("a"))
+				var from *link
+				if row.stream {
+					streams(t, a, b)
+					a.streams.Range(func(k, _ any) bool { from = k.(*link); return false })
+				} else {
+					b.listen(t)
+					a.Peer(b.public()).Connect()
+					a.connected(t, b.public())
+					b.connected(t, a.public())
+					from = a.Peer(b.public()).cur.Load()
+				}
+				time.Sleep(5 * time.Second)
+				c, err := w.net.Host("victim", victim).Listen(netip.AddrPort{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				var sent, bytes int
+				for range 5 {
+					d := row.datagram(from)
+					sent += len(d)
+					c.WriteToUDPAddrPort(d, from.cur.Load().remote)
+					c.SetReadDeadline(time.Now().Add(10 * time.Second))
+					packets := 0
+					for buf := make([]byte, 2048); ; packets++ {
+						n, _, err := c.ReadFromUDPAddrPort(buf)
+						if err != nil {
+							break
+						}
+						bytes += n
+					}
+					if packets < row.least || bytes > mayAnswer*sent {
+						t.Errorf("%d packets for one of %d bytes, and %d bytes in all for %d", packets, len(d), bytes, sent)
+					}
+				}
+			})
+		})
+	}
+}
+
+// sentTo is a Socket that keeps what was sent last instead of sending it.
+type sentTo struct {
+	Socket
+	last []byte
+}
+
+func (s *sentTo) Send(b []byte, _ netip.AddrPort) error {
+	s.last = slices.Clone(b)
+	return nil
 }

@@ -101,7 +101,7 @@ func (l *link) adoptLocked(s Socket) bool {
 }
 
 // offer makes the address a candidate for a path. It is what every way of finding one ends in: the
-// handshake, the local network, hole punching, and datagrams from unexpected places.
+// handshake, the local network and hole punching; for datagrams from unexpected places see authentic.
 func (l *link) offer(sock Socket, remote netip.AddrPort, kind PathKind) {
 	if remote.Port() == 0 || !l.host.mayProbe(remote.Addr()) {
 		return
@@ -111,16 +111,9 @@ func (l *link) offer(sock Socket, remote netip.AddrPort, kind PathKind) {
 		return
 	}
 	l.mu.Lock()
-	n := probesToOpen
-	switch {
-	case l.isUp:
-		n = probesToCheck
-	case !l.epoch.Confirmed():
-		n = probesUnheard
-	}
 	before := len(l.prober.cands)
 	if !l.closed {
-		l.prober.add(sock, remote, kind, n, time.Now())
+		l.prober.add(sock, remote, kind, l.probesLocked(), time.Now())
 	}
 	fresh, up := len(l.prober.cands) > before && !l.isUp, l.isUp
 	l.mu.Unlock()
@@ -132,6 +125,17 @@ func (l *link) offer(sock Socket, remote netip.AddrPort, kind PathKind) {
 		return
 	}
 	l.poke()
+}
+
+// probesLocked returns how often a new candidate is probed. l.mu is held.
+func (l *link) probesLocked() int {
+	switch {
+	case l.isUp:
+		return probesToCheck
+	case !l.epoch.Confirmed():
+		return probesUnheard
+	}
+	return probesToOpen
 }
 
 // noteDirectLocked notes that r is in use, unless it is relayed. The link owns its socket from then on, for the next link to the
@@ -229,24 +233,23 @@ func (l *link) ping(p probe) {
 }
 
 // authentic notes that a datagram from (sock, from) passed authentication at now. It returns quickly for
-// the path in use and makes any other source a candidate.
-func (l *link) authentic(sock Socket, from netip.AddrPort, now time.Time) {
+// the path in use and makes any other source a candidate, which may be sent credit bytes of probes for it.
+func (l *link) authentic(sock Socket, from netip.AddrPort, credit int, now time.Time) {
 	l.heard.Store(now.UnixNano())
 	if r := l.cur.Load(); r != nil && r.is(sock, from) {
 		r.heard.Store(now.UnixNano())
 		return
 	}
 	l.mu.Lock()
-	known := l.prober.heard(sock, from, probesToCheck, now)
-	if !known { // where the peer is now counts for more than where it once was
-		l.prober.makeRoom(l.cur.Load())
+	fresh := !l.prober.heard(sock, from, probesToCheck, credit, now) && !l.closed && from.Port() != 0 && l.host.mayProbe(from.Addr())
+	kind := l.host.kindOver(sock, from.Addr())
+	if fresh {
+		l.prober.claim(sock, from, kind, l.probesLocked(), credit, l.cur.Load(), now)
 	}
+	opening := fresh && !l.isUp
 	l.mu.Unlock()
-	if !known {
-		l.offer(sock, from, l.host.kindOver(sock, from.Addr()))
-		l.mu.Lock()
-		l.prober.heard(sock, from, probesToCheck, now) // or the socket would be closed with those of no use
-		l.mu.Unlock()
+	if opening {
+		l.account.step(StagePath, "probing %v (%v)", from, kind)
 	}
 	if isClosed(l.up) {
 		l.sendProbes(now) // the peer has moved: find out at once

@@ -10,7 +10,10 @@ import (
 
 // sendControl sends one control datagram along r.
 func (l *link) sendControl(r *route, c tunnel.Control) {
-	plain := c.Append(make([]byte, 0, 64))
+	plain := c.Append(make([]byte, 0, pingSize))
+	if c.Kind == tunnel.Ping {
+		plain = append(plain, make([]byte, pingSize-tunnel.Overhead-len(plain))...)
+	}
 	b, err := l.epoch.Seal(make([]byte, 0, len(plain)+tunnel.Overhead), plain)
 	if err == nil {
 		err = r.sock.Send(b, r.remote)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"omegatun/dht/key"
+	"omegatun/session/tunnel"
 	"omegatun/session/udx"
 )
 
@@ -144,7 +145,26 @@ type candidate struct {
 	bar   time.Time     // it failed while it was in use: not to be preferred to one that works before this time
 	sent  [outstanding]probeSent
 	n     int // probes sent in all
+
+	// claimed: only the source of datagrams says that the peer is here, and whoever is on the way may have written that.
+	// Until the address has answered, credit is how many bytes of probes it may still be sent.
+	claimed bool
+	credit  int
 }
+
+// mayAnswer is how many times as long as what came from a claimed address all that is sent there may be, in bytes of UDP
+// payload: as in RFC 9000, section 8.
+const mayAnswer = 3
+
+// probeSize is how long a probe is, and answerSize how long an answer to a control datagram may be, in bytes of UDP payload.
+const (
+	probeSize  = tunnel.Overhead + 2 + 8 + 8
+	answerSize = probeSize + 1 + 16 + 2
+)
+
+// pingSize is how long a Ping is: so long that the peer may answer it, and probe where it came from as often as it does when it hears us
+// somewhere else.
+const pingSize = (answerSize + probesToCheck*probeSize + mayAnswer - 1) / mayAnswer
 
 type probeSent struct {
 	id uint64
@@ -160,10 +180,11 @@ type prober struct {
 }
 
 // add makes the address a candidate, or returns the one that it is already. It returns nil when there are
-// too many. A new candidate is probed at once.
+// too many. A new candidate is probed at once. The address is known from the peer or found out, not claimed.
 func (p *prober) add(sock Socket, remote netip.AddrPort, kind PathKind, probes int, now time.Time) *candidate {
 	for _, c := range p.cands {
 		if c.route.is(sock, remote) {
+			c.claimed = false
 			if c.next.IsZero() {
 				c.start(probes, now)
 			}
@@ -183,17 +204,32 @@ func (c *candidate) start(probes int, now time.Time) {
 	c.begun, c.next, c.wait, c.left = now, now, firstProbeWait, probes
 }
 
+// claim makes an address that is no candidate one because an authentic datagram came from there, which allows of credit bytes
+// of probes. Where the peer is now counts for more than where it once was: the candidate that was heard least lately has to go if
+// there are too many, but not cur.
+func (p *prober) claim(sock Socket, remote netip.AddrPort, kind PathKind, probes, credit int, cur *route, now time.Time) {
+	p.makeRoom(cur)
+	c := p.add(sock, remote, kind, probes, now)
+	c.route.heard.Store(now.UnixNano())
+	c.claimed, c.credit = kind != PathRelay, credit
+}
+
 // heard notes that an authentic datagram came from a candidate other than the path in use, and reports whether
 // there is such a candidate. One that rests is probed again, but no more often than once in recheckWait, however
-// much comes from there.
-func (p *prober) heard(sock Socket, remote netip.AddrPort, probes int, now time.Time) bool {
+// much comes from there. If the address is only claimed, the datagram allows of credit bytes of probes.
+func (p *prober) heard(sock Socket, remote netip.AddrPort, probes, credit int, now time.Time) bool {
 	for _, c := range p.cands {
 		if !c.route.is(sock, remote) {
 			continue
 		}
 		c.route.heard.Store(now.UnixNano())
-		if c.next.IsZero() && now.Sub(c.begun) >= recheckWait {
+		c.credit = min(c.credit+credit, probes*probeSize)
+		switch {
+		case !c.next.IsZero():
+		case now.Sub(c.begun) >= recheckWait:
 			c.start(probes, now)
+		case c.claimed && c.left > 0:
+			c.next = now // if it has waited for this
 		}
 		return true
 	}
@@ -300,6 +336,11 @@ func (p *prober) advance(now time.Time) (due []probe, wake time.Time) {
 			continue
 		}
 		if !c.next.After(now) {
+			if c.claimed && c.credit < probeSize { // heard goes on
+				c.next = time.Time{}
+				continue
+			}
+			c.credit -= probeSize
 			due = append(due, p.ping(c, now))
 			if c.left--; c.left <= 0 {
 				c.next = time.Time{}
@@ -331,7 +372,7 @@ func (p *prober) pong(id uint64) (*candidate, time.Time) {
 			if s := &c.sent[i]; s.id == id && id != 0 {
 				at := s.at
 				*s = probeSent{}
-				c.next = time.Time{}
+				c.next, c.claimed = time.Time{}, false
 				return c, at
 			}
 		}

@@ -75,13 +75,13 @@ func TestProberChecksAnAddressSeldom(t *testing.T) {
 	now := time.Unix(1000, 0)
 	var p prober
 	p.add(sockA, peerA, PathDirect, 1, now)
-	if p.heard(sockA, peerB, 1, now) {
+	if p.heard(sockA, peerB, 1, 0, now) {
 		t.Error("an unknown address is taken for a candidate")
 	}
 	probes := 0
 	for range 3000 { // a datagram every millisecond, and every probe answered at once
 		now = now.Add(time.Millisecond)
-		if !p.heard(sockA, peerA, 8, now) {
+		if !p.heard(sockA, peerA, 8, 0, now) {
 			t.Fatal("the candidate is not known")
 		}
 		due, _ := p.advance(now)
@@ -92,6 +92,67 @@ func TestProberChecksAnAddressSeldom(t *testing.T) {
 	}
 	if probes < 3 || probes > 4 {
 		t.Errorf("%d probes in three seconds, want one a second", probes)
+	}
+}
+
+func TestProberSendsNoMoreToAClaimedAddressThanItMay(t *testing.T) {
+	now := time.Unix(1000, 0)
+	var p prober
+	probes := func(span time.Duration) (n int, last uint64) {
+		for range span / time.Millisecond {
+			due, _ := p.advance(now)
+			n += len(due)
+			for _, d := range due {
+				last = d.id
+			}
+			now = now.Add(time.Millisecond)
+		}
+		return n, last
+	}
+	p.claim(sockA, peerA, PathDirect, 8, probeSize+1, nil, now)
+	p.wake(probesToOpen, now)
+	if n, _ := probes(10 * time.Second); n != 1 {
+		t.Errorf("%d probes for a datagram that allows of one", n)
+	}
+	for i, want := range []int{1, 2, 1} { // what is left over adds up
+		p.heard(sockA, peerA, 8, probeSize+probeSize/2, now)
+		if n, _ := probes(10 * time.Second); n != want {
+			t.Errorf("%d probes after datagram %d, want %d", n, i, want)
+		}
+	}
+	for range 100 { // but not for ever
+		p.heard(sockA, peerA, 8, probeSize, now)
+	}
+	p.wake(probesToOpen, now)
+	if n, _ := probes(time.Minute); n != 8 {
+		t.Errorf("%d probes after a hundred datagrams, want 8", n)
+	}
+	p.heard(sockA, peerA, 8, probeSize, now)
+	n, id := probes(time.Millisecond)
+	if n != 1 {
+		t.Fatalf("%d probes at once", n)
+	}
+	p.pong(id)
+	p.wake(8, now)
+	if n, _ := probes(10 * time.Second); n != 8 {
+		t.Errorf("%d probes of an address that has answered, want 8", n)
+	}
+
+	for _, row := range []struct {
+		name  string
+		known func()
+	}{
+		{"that the peer has named", func() { p.add(sockA, peerB, PathDirect, 8, now) }},
+		{"of a relay", func() { p.claim(sockA, peerB, PathRelay, 8, 0, nil, now) }},
+	} {
+		p = prober{}
+		if row.name != "of a relay" {
+			p.claim(sockA, peerB, PathDirect, 8, 0, nil, now)
+		}
+		row.known()
+		if n, _ := probes(10 * time.Second); n != 8 {
+			t.Errorf("%d probes of an address %s, want 8", n, row.name)
+		}
 	}
 }
 

@@ -31,6 +31,7 @@ const (
 	pathNonceSize   = 16
 	pathMACSize     = 16
 	pathMessageSize = 1 + pathNonceSize + pathMACSize
+	pathPacketSize  = udx.HeaderSize + pathMessageSize
 
 	challengeEvery = 100 * time.Millisecond // at most, to addresses that the stream does not know
 	challengeLife  = 3 * time.Second
@@ -104,13 +105,12 @@ func (l *link) strayPacket(s udx.Socket, from netip.AddrPort, message []byte) {
 
 // heardAt makes an address a candidate from which the peer, or somebody who repeats what it has sent, was heard.
 func (l *link) heardAt(sock Socket, from netip.AddrPort, now time.Time) {
+	const credit = (mayAnswer - 2) * pathPacketSize // besides a response and a challenge
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed || l.prober.heard(sock, from, probesToCheck, now) {
-		return
+	if !l.closed && !l.prober.heard(sock, from, probesToCheck, credit, now) {
+		l.prober.claim(sock, from, l.host.kindOf(from.Addr()), probesToCheck, credit, nil, now)
 	}
-	l.prober.makeRoom(nil)
-	l.prober.add(sock, from, l.host.kindOf(from.Addr()), probesToCheck, now).route.heard.Store(now.UnixNano())
 }
 
 // staysLocked reports whether the stream stays where it is, although its peer is elsewhere. l.mu is held.
