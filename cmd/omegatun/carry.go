@@ -21,9 +21,10 @@ var errCut = errors.New("cut off")
 // it did not.
 //
 // Neither side is read further than the other one takes it: a slow receiver makes the sender wait.
-func carry(ctx context.Context, stream, tcp halfCloser) error {
+func carry(ctx context.Context, stream stream, tcp halfCloser) error {
 	var wg sync.WaitGroup
-	var tcpEnded atomic.Bool // everything for the TCP side has been handed over, and its end
+	var tcpEnded atomic.Bool    // everything for the TCP side has been handed over, and its end
+	sent := make(chan struct{}) // closed when nothing more is carried to the stream
 	var first sync.Once
 	var cause error
 	breakOff := func(err error) {
@@ -39,6 +40,7 @@ func carry(ctx context.Context, stream, tcp halfCloser) error {
 	}
 	stop := context.AfterFunc(ctx, func() { breakOff(context.Cause(ctx)) })
 	wg.Go(func() {
+		defer close(sent)
 		if err := carryOne(stream, tcp); err != nil {
 			breakOff(fmt.Errorf("from the TCP side: %w", err))
 		}
@@ -49,6 +51,13 @@ func carry(ctx context.Context, stream, tcp halfCloser) error {
 			return
 		}
 		tcpEnded.Store(true)
+		select { // a TCP side that has nothing to say would never find out
+		case <-stream.Done():
+			if err := stream.Err(); err != nil {
+				breakOff(fmt.Errorf("from the stream: %w", err))
+			}
+		case <-sent:
+		}
 	})
 	wg.Wait()
 	if !stop() { // it is breaking off, or has

@@ -4,12 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"io/fs"
-	"net"
-	"os"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -27,8 +22,12 @@ func newConnect(e *env) *cobra.Command {
 		Short: "Open a stream to a key: stdin goes in, what comes back goes to stdout",
 		Long: `Opens an ordered encrypted stream to a key, to "omegatun listen" or to any HyperDHT
 program, and joins it with stdin and stdout. The end of stdin is passed on; the end of the
-stream ends the command, once stdin has ended too. It needs no root and no running
-omegatun.
+stream ends the command, once stdin has ended too, or at once if stdin is a terminal. It
+needs no root and no running omegatun.
+
+A transfer that is interrupted, by Ctrl-C or because stdout takes no more, is broken off: the
+other side gets an error, not the end. If stdin is a terminal, or has ended, Ctrl-C ends
+what was sent as it should.
 
 Exit status 2: wrong key. 5: no such peer. 6: the key was not found. 7: no path to it. 8: it
 does not answer, or ended the stream with an error. 9: it took too long.`,
@@ -36,6 +35,7 @@ does not answer, or ended the stream with an error. 9: it took too long.`,
   tar c . | omegatun connect hg5f75r47ejditzoynds6zdpkeqsnpjk87errjfn17iaojrgofko`,
 		Args: takes(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			failWithoutReader()
 			return e.connect(cmd.Context(), args[0], timeout)
 		},
 	}
@@ -83,7 +83,10 @@ func (e *env) connect(ctx context.Context, peer string, timeout time.Duration) (
 		return why
 	}
 	e.log().Info("connected", "key", p.Key.String(), "remote", c.RemoteAddr().String())
-	return streamError(ctx, pipe(ctx, c, e.stdin, e.stdout))
+	return streamError(ctx, pipe(ctx, c, func(_ context.Context, w io.Writer) error {
+		_, err := io.Copy(w, e.stdin)
+		return err
+	}, e.stdout, isTerminal(e.stdin)))
 }
 
 // closeHost keeps what h learnt in dir, which may be nil, withdraws what h has announced, waits until what was written to
@@ -114,76 +117,3 @@ const (
 	deliverTime = time.Minute     // for what was sent to be delivered
 	goodbyeTime = 2 * time.Second // the same after Ctrl-C
 )
-
-// streamError returns why a stream ended before its time.
-func streamError(ctx context.Context, err error) error {
-	_, local := errors.AsType[*fs.PathError](err) // of stdin or stdout
-	switch {
-	case err == nil:
-		return nil
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	case local:
-		return err
-	}
-	return exit.New(exit.Refused, "the stream broke: %w", err)
-}
-
-// halfCloser is a connection whose two directions end by themselves.
-type halfCloser interface {
-	net.Conn
-	CloseWrite() error
-}
-
-// pipe copies in to c and c to out until both directions have ended, and closes c. If in is a terminal, the end of
-// what c sends is enough. If out fails, c is reset, so that the other side does not take for delivered what was not. in may still be
-// read from afterwards, in the background, if it does not end.
-func pipe(ctx context.Context, c halfCloser, in io.Reader, out io.Writer) error {
-	defer c.Close()
-	defer context.AfterFunc(ctx, func() { c.Close() })()
-	sent := make(chan error, 1)
-	go func() { // ends with in, or with c at the next read from in
-		_, err := io.Copy(c, in)
-		sent <- errors.Join(err, c.CloseWrite())
-	}()
-	_, err := io.Copy(out, c)
-	switch {
-	case err != nil:
-		cut(c)
-		return err
-	case isTerminal(in):
-		return nil
-	}
-	return <-sent
-}
-
-// join copies between two connections until both directions have ended, and closes both.
-func join(ctx context.Context, a, b halfCloser) error {
-	defer a.Close()
-	defer b.Close()
-	defer context.AfterFunc(ctx, func() {
-		a.Close()
-		b.Close()
-	})()
-	var wg sync.WaitGroup
-	errs := make([]error, 2)
-	for i, pair := range [][2]halfCloser{{a, b}, {b, a}} {
-		wg.Go(func() {
-			to, from := pair[0], pair[1]
-			_, err := io.Copy(to, from)
-			if errs[i] = err; err != nil { // nothing more can come of the other direction
-				a.Close()
-				b.Close()
-				return
-			}
-			if err := to.CloseWrite(); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrClosed) {
-				errs[i] = err
-			}
-		})
-	}
-	wg.Wait()
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("%v ⇄ %v: %w", a.RemoteAddr(), b.RemoteAddr(), err)
-	}
-	return nil
-}

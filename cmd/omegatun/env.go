@@ -91,11 +91,15 @@ func (e *env) bootstrapsItself() bool {
 // outliveReader keeps a command running that serves others when whoever reads its output goes away. It would be killed
 // otherwise, without undoing anything.
 func (e *env) outliveReader() {
-	signal.Ignore(syscall.SIGPIPE)
+	failWithoutReader()
 	if !isTerminal(e.stdout) {
 		e.stdout = deaf{e.stdout}
 	}
 }
+
+// failWithoutReader has writes to stdout fail when whoever reads it goes away. The command would be killed otherwise, without
+// telling its peer.
+func failWithoutReader() { signal.Ignore(syscall.SIGPIPE) }
 
 // deaf is a writer that takes it for success that nobody reads any more.
 type deaf struct{ io.Writer }

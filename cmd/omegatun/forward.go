@@ -329,7 +329,7 @@ func (v *forwarded) name() string {
 }
 
 // dial opens a stream to the peer's port.
-func (f *forwarder) dial(ctx context.Context, v *forwarded) (halfCloser, error) {
+func (f *forwarder) dial(ctx context.Context, v *forwarded) (stream, error) {
 	dialing, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
 	select {

@@ -5,11 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"slices"
-	"sync"
-	"time"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -30,11 +28,18 @@ it "omegatun connect" or any HyperDHT program. Others get no answer.
 The streams are joined with stdin and stdout, one after the other: what comes goes to
 stdout, and what stdin has goes to the stream at hand. A stream ends when the other side
 and stdin have ended; if stdin is a terminal, with the other side. With --once the first
-is the last. With --tcp each stream becomes a connection to a TCP server
-instead, any number at a time.
+is the last, and its outcome the command's. With --tcp each stream becomes a connection to a
+TCP server instead, any number at a time.
+
+A transfer that is interrupted, by Ctrl-C or because stdout takes no more, is broken off: the
+other side gets an error, not the end. If stdin is a terminal, or has ended, Ctrl-C ends
+what was sent as it should. Connections to a TCP server are reset.
 
 It needs no root, but no omegatun may run with the same identity. When it can be found it
-prints "listening <key>" on stderr, with --json {"schema":1,"event":"listening","key"}.`,
+prints "listening <key>" on stderr, with --json {"schema":1,"event":"listening","key"}.
+
+Exit status 1: stdout takes no more. 2: wrong arguments. 5: no such peer. 8: the other side
+ended the stream with an error. 9: no DHT node answers.`,
 		Example: `  omegatun listen --allow desk > file
   omegatun listen --allow any --tcp 127.0.0.1:8080
   tar c . | omegatun listen --allow hg5f75r47ejditzoynds6zdpkeqsnpjk87errjfn17iaojrgofko --once`,
@@ -42,12 +47,14 @@ prints "listening <key>" on stderr, with --json {"schema":1,"event":"listening",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.tcp != "" {
 				e.outliveReader()
+			} else {
+				failWithoutReader()
 			}
 			return e.listen(cmd.Context(), f)
 		},
 	}
 	cmd.Flags().StringSliceVar(&f.allow, "allow", nil, "who may connect: `peers`, by key or name, or any; may be repeated")
-	cmd.Flags().StringVar(&f.tcp, "tcp", "", "connect each stream to a TCP server, `host:port`")
+	cmd.Flags().StringVar(&f.tcp, "tcp", "", "connect each stream to a TCP server, `port` or host:port")
 	cmd.Flags().BoolVar(&f.once, "once", false, "end with the first stream")
 	return cmd
 }
@@ -92,13 +99,10 @@ func (e *env) listen(ctx context.Context, f listenFlags) (err error) {
 	if err != nil {
 		return err
 	}
+	var to target
 	if f.tcp != "" {
-		_, port, err := net.SplitHostPort(f.tcp)
-		if err != nil {
-			return exit.New(exit.Usage, "--tcp: %q is not host:port", f.tcp)
-		}
-		if n, err := net.LookupPort("tcp", port); err != nil || n == 0 {
-			return exit.New(exit.Usage, "--tcp: %q: the port is not a number between 1 and 65535", f.tcp)
+		if to, err = parseTarget(f.tcp); err != nil {
+			return fmt.Errorf("--tcp: %w", err)
 		}
 	}
 	st, err := e.openStation(ctx, nil)
@@ -117,7 +121,7 @@ func (e *env) listen(ctx context.Context, f listenFlags) (err error) {
 	}
 	e.listening(st.key.Public())
 	if f.tcp != "" {
-		err = e.serveTCP(ctx, l, f)
+		err = e.serveTCP(ctx, l, to, f.once)
 	} else {
 		err = e.serveStdio(ctx, l, f.once)
 	}
@@ -137,51 +141,27 @@ func (e *env) listening(k key.Public) {
 }
 
 // accept returns the next stream.
-func accept(l net.Listener) (halfCloser, error) {
+func accept(l net.Listener) (stream, error) {
 	c, err := l.Accept()
 	if err != nil {
 		return nil, err
 	}
-	return c.(halfCloser), nil // *secretstream.Conn, as session.Listener says
+	return c.(stream), nil // *secretstream.Conn, as session.Listener says
 }
 
 // serveTCP connects each stream to a TCP server.
-func (e *env) serveTCP(ctx context.Context, l net.Listener, f listenFlags) error {
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	slots := make(chan struct{}, maxCarried)
-	for {
-		c, err := accept(l)
-		if err != nil {
-			return err
-		}
-		select {
-		case slots <- struct{}{}:
-		default:
-			e.log().Warn("too many connections at once, one more is refused", "limit", maxCarried)
-			cut(c)
-			continue
-		}
-		serve := func() {
-			defer func() { <-slots }()
-			log := e.log().With("remote", c.RemoteAddr().String())
-			log.Info("stream")
-			d := net.Dialer{Timeout: 10 * time.Second}
-			server, err := d.DialContext(ctx, "tcp", f.tcp)
-			if err != nil {
-				c.Close()
-				e.note("the TCP server does not answer: %v", err)
-				return
-			}
-			err = join(ctx, c, server.(*net.TCPConn))
-			log.Info("stream ended", "error", err)
-		}
-		if f.once {
-			serve()
-			return nil
-		}
-		wg.Go(serve)
+func (e *env) serveTCP(ctx context.Context, l net.Listener, to target, once bool) error {
+	s := newServer(e)
+	defer s.wg.Wait()
+	v := &service{target: to}
+	if !once {
+		return s.accept(ctx, l, v)
 	}
+	c, err := accept(l)
+	if err == nil {
+		s.carry(ctx, c, v)
+	}
+	return err
 }
 
 // serveStdio joins one stream after the other with stdin and stdout.
@@ -193,37 +173,12 @@ func (e *env) serveStdio(ctx context.Context, l net.Listener, once bool) error {
 			return err
 		}
 		e.log().Info("stream", "remote", c.RemoteAddr().String())
-		err = streamError(ctx, e.serveStream(ctx, c, in))
-		if once || ctx.Err() != nil {
+		err = streamError(ctx, pipe(ctx, c, in.copyTo, e.stdout, isTerminal(e.stdin)))
+		if once || ctx.Err() != nil || errors.Is(err, syscall.EPIPE) { // nobody will read stdout any more
 			return err
 		}
 		if err != nil {
 			e.note("%v", err)
 		}
 	}
-}
-
-// serveStream joins c with stdin and stdout. It returns when c has ended.
-func (e *env) serveStream(ctx context.Context, c halfCloser, in *sharedReader) error {
-	defer c.Close()
-	defer context.AfterFunc(ctx, func() { c.Close() })()
-	receiving, cancel := context.WithCancel(ctx)
-	defer cancel()
-	sent := make(chan error, 1)
-	go func() { // ends with stdin, or when nothing more comes from c
-		err := in.copyTo(receiving, c)
-		if err == nil {
-			err = c.CloseWrite()
-		}
-		sent <- err
-	}()
-	_, err := io.Copy(e.stdout, c)
-	if err != nil {
-		cut(c) // the other side is not to take for delivered what was not
-	}
-	if err != nil || isTerminal(e.stdin) { // nobody ends a terminal for every stream
-		cancel()
-		return errors.Join(err, <-sent)
-	}
-	return <-sent
 }

@@ -125,7 +125,8 @@ func (e *env) serve(ctx context.Context, args, allow []string) error {
 	defer st.close(ctx, e) //nolint:errcheck // the streams have their own errors
 
 	all, list := services(st.key, targets)
-	s := server{env: e, host: st.host, identity: st.key, admits: admits, slots: make(chan struct{}, maxCarried)}
+	s := newServer(e)
+	s.host, s.identity, s.admits = st.host, st.key, admits
 	if err := s.run(ctx, all, list); err != nil && ctx.Err() == nil {
 		return err
 	}
@@ -140,6 +141,10 @@ type server struct {
 	admits   func(key.Public) bool
 	slots    chan struct{} // taken by each connection
 	wg       sync.WaitGroup
+}
+
+func newServer(e *env) *server {
+	return &server{env: e, slots: make(chan struct{}, maxCarried)}
 }
 
 // run serves until ctx ends.
@@ -218,7 +223,7 @@ func (s *server) accept(ctx context.Context, l net.Listener, v *service) error {
 
 // carry connects a stream to its TCP server. If that does not answer the stream is reset, as a connection to a port
 // where nobody listens would be.
-func (s *server) carry(ctx context.Context, c halfCloser, v *service) {
+func (s *server) carry(ctx context.Context, c stream, v *service) {
 	log := s.env.log().With("remote", c.RemoteAddr().String(), "server", v.target.String())
 	if k, ok := c.(interface{ RemoteKey() key.Public }); ok {
 		log = log.With("peer", k.RemoteKey().String())

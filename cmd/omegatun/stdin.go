@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"sync"
 )
@@ -9,6 +10,7 @@ import (
 // sharedReader hands what it reads to one writer after the other, and loses nothing between them.
 type sharedReader struct {
 	chunks chan []byte // unbuffered; closed at the end
+	err    error       // why it ended, nil for io.EOF; set before chunks is closed
 
 	mu   sync.Mutex
 	left []byte // of a chunk that was taken but not written
@@ -30,6 +32,9 @@ func shareReader(ctx context.Context, r io.Reader) *sharedReader {
 				}
 			}
 			if err != nil {
+				if !errors.Is(err, io.EOF) {
+					s.err = err
+				}
 				return
 			}
 		}
@@ -37,7 +42,8 @@ func shareReader(ctx context.Context, r io.Reader) *sharedReader {
 	return s
 }
 
-// copyTo writes to w until all has been read, or ctx ends. What w did not take is for the next writer.
+// copyTo writes to w until all has been read, for which it returns nil, or ctx ends. What w did not take is for the next
+// writer.
 func (s *sharedReader) copyTo(ctx context.Context, w io.Writer) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -46,11 +52,11 @@ func (s *sharedReader) copyTo(ctx context.Context, w io.Writer) error {
 			select {
 			case b, ok := <-s.chunks:
 				if !ok {
-					return nil
+					return s.err
 				}
 				s.left = b
 			case <-ctx.Done():
-				return nil
+				return context.Cause(ctx)
 			}
 		}
 		n, err := w.Write(s.left)

@@ -65,7 +65,7 @@ var (
 // writes. A *udx.Stream and a *net.TCPConn are transports.
 //
 // If the transport has a method Reset(error), it is called in place of Close after a fatal error, so that the
-// peer learns at once.
+// peer learns at once. If it has methods Done and Err like those of a *udx.Stream, so has the Conn.
 type Raw interface {
 	net.Conn
 	CloseWrite() error // ends the outgoing direction after what was written
@@ -170,6 +170,29 @@ func (c *Conn) LocalAddr() net.Addr { return c.raw.LocalAddr() }
 
 // RemoteAddr returns the transport's remote address.
 func (c *Conn) RemoteAddr() net.Addr { return c.raw.RemoteAddr() }
+
+// Done returns a channel that is closed when both directions of the transport have ended, or it has failed, also if nobody reads
+// or writes. What was received before can still be read. It is nil if the transport does not tell (see [Raw]).
+func (c *Conn) Done() <-chan struct{} {
+	if t, ok := c.raw.(teller); ok {
+		return t.Done()
+	}
+	return nil
+}
+
+// Err returns why the transport failed: nil if it did not, if both directions ended properly, or if it does not tell.
+func (c *Conn) Err() error {
+	if t, ok := c.raw.(teller); ok {
+		return t.Err()
+	}
+	return nil
+}
+
+// teller is a transport that tells how it ended.
+type teller interface {
+	Done() <-chan struct{}
+	Err() error
+}
 
 // SetDeadline sets both deadlines. A read or write that times out leaves the stream usable.
 func (c *Conn) SetDeadline(t time.Time) error {
