@@ -3,13 +3,13 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"net"
 	"time"
 
 	"omegatun/cmd/omegatun/internal/exit"
+	"omegatun/session/udx"
 )
 
 // halfCloser is a connection whose two directions end by themselves.
@@ -78,7 +78,7 @@ func pipe(ctx context.Context, c stream, input func(context.Context, io.Writer) 
 		case <-done:
 			done = nil // if both directions have ended, so has sending
 			if err := c.Err(); err != nil {
-				return fmt.Errorf("the other side has ended it, and takes nothing more: %w", err)
+				return err
 			}
 		case <-ctx.Done():
 			select { // what was ready at the same time counts
@@ -143,6 +143,10 @@ func streamError(ctx context.Context, err error) error {
 		return context.Cause(ctx)
 	case isStdio(err):
 		return err
+	case errors.Is(err, udx.ErrReset):
+		return exit.Wrap(exit.Refused, err, "the other side broke the stream off")
+	case errors.Is(err, udx.ErrTimeout):
+		return exit.Wrap(exit.Refused, err, "the stream broke: the other side does not answer any more")
 	}
 	return exit.New(exit.Refused, "the stream broke: %w", err)
 }

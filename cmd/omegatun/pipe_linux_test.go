@@ -5,6 +5,7 @@ import (
 	"os"
 	"strconv"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -49,7 +50,12 @@ func TestPersonLeavesProperly(t *testing.T) {
 	if status := <-c.done; status != int(exit.Interrupted) {
 		t.Errorf("connect: exit status %d, want %d", status, exit.Interrupted)
 	}
-	if err := <-got; err != nil {
-		t.Errorf("the server got %v, want the end", err)
+	select {
+	case err := <-got:
+		if err != nil {
+			t.Errorf("the server got %v, want the end", err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("the server has got nothing after a minute, want the end")
 	}
 }

@@ -21,7 +21,8 @@
 // assembly of what arrives, and a policy for acknowledgements. They are told the time and never look at a clock or a
 // socket. Whoever changes something that makes a packet due (Receive, Write, a timer) starts a goroutine that sends
 // until nothing is due any more and ends. Nothing is sent and no callback is made with a lock held. An idle stream has
-// neither goroutine nor timer.
+// neither goroutine nor timer, unless our direction has ended and the peer's has not: nothing would show then that the peer
+// is gone, so if it is silent it is asked for a sign of life.
 //
 // What goes out is the reference implementation's protocol to the letter. How it is timed is not prescribed and differs:
 // acknowledgements are gathered for up to a millisecond, timeouts start at 300 ms, sizes are probed in larger steps,

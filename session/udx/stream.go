@@ -77,6 +77,7 @@ type Stream struct {
 	acks     acks
 	window   uint32 // announced last
 	growth   growth
+	quiet    quiet
 
 	finished bool  // done is closed
 	err      error // why, nil if both directions ended

@@ -226,6 +226,12 @@ func (s *Stream) setTimerLocked(now instant) {
 		if s.closing {
 			at = earliest(at, earliest(s.closeBy, s.closeEnd))
 		}
+		if s.onlyReceivesLocked() {
+			if s.quiet.at == 0 {
+				s.quiet.at = now.add(quietTime)
+			}
+			at = earliest(at, s.quiet.at)
+		}
 	}
 	if at == 0 || s.flushing || s.path.sock == nil && !s.closing || s.timerAt != 0 && s.timerAt <= at {
 		return
@@ -253,6 +259,13 @@ func (s *Stream) tick() {
 		case s.closing && (s.closeBy <= now || s.closeEnd <= now):
 			s.destroy = s.path.sock != nil
 			s.finishLocked(ErrTimeout)
+		case s.onlyReceivesLocked() && s.quiet.at != 0 && s.quiet.at <= now:
+			ask, gone := s.quiet.look(now, s.heard)
+			s.sender.sendProbe = ask
+			if gone {
+				s.destroy = true
+				s.finishLocked(ErrTimeout)
+			}
 		}
 	}
 	if s.finished || s.flushing || s.path.sock == nil {
