@@ -27,7 +27,7 @@ import (
 )
 
 const (
-	// maxDialing bounds the streams that are being opened at once; the others wait. Servers admit only so many.
+	// maxDialing bounds the streams that are being opened to a peer at once; the others wait. Servers admit only so many.
 	maxDialing = 64
 	// portListAge is how long it takes until a peer's list of ports is looked up again without a reason.
 	portListAge = 10 * time.Minute
@@ -73,10 +73,7 @@ It runs until Ctrl-C; open connections are reset then. Exit status 1: a port is 
 }
 
 func (e *env) forward(ctx context.Context, args []string, timeout time.Duration) error {
-	f := forwarder{
-		env: e, timeout: timeout,
-		dialing: make(chan struct{}, maxDialing), ports: make(map[key.Public]*peerPorts),
-	}
+	f := forwarder{env: e, timeout: timeout, ports: make(map[key.Public]*peerPorts)}
 	var all []*forwarded
 	for _, arg := range args {
 		spec, err := parseForwarding(arg)
@@ -136,9 +133,9 @@ type forwarded struct {
 	forwarding
 	peer     config.Peer
 	listener net.Listener
-	reached  atomic.Bool // the peer has answered before
-	down     atomic.Bool // the last attempt to connect failed
-	silent   atomic.Bool // it was told that the peer does not answer
+	reached  atomic.Pointer[time.Time] // when the peer answered last, nil: never
+	down     atomic.Bool               // the last attempt to connect failed
+	silent   atomic.Bool               // it was told that the peer does not answer
 }
 
 // forwarder carries TCP connections to peers.
@@ -146,7 +143,6 @@ type forwarder struct {
 	env     *env
 	host    *session.Host
 	timeout time.Duration
-	dialing chan struct{} // taken while a stream is being opened
 	ports   map[key.Public]*peerPorts
 	wg      sync.WaitGroup
 }
@@ -164,7 +160,7 @@ func (f *forwarder) run(ctx context.Context, all []*forwarded) error {
 		if f.ports[v.peer.Key] == nil {
 			p := &peerPorts{
 				key: v.peer.Key, node: f.host.Node(), asked: make(chan struct{}), again: make(chan struct{}, 1),
-				log: f.env.log(),
+				dialing: make(chan struct{}, maxDialing), log: f.env.log(),
 			}
 			f.ports[p.key] = p
 			f.wg.Go(func() { p.follow(ctx) })
@@ -241,7 +237,7 @@ func (f *forwarder) carry(ctx context.Context, tcp *net.TCPConn, v *forwarded) {
 		log.Info("no connection", "error", err)
 		return
 	}
-	v.reached.Store(true)
+	v.reached.Store(new(time.Now()))
 	v.silent.Store(false)
 	if v.down.Swap(false) {
 		f.env.say("port %d of %s can be reached again", v.port, v.name())
@@ -330,14 +326,13 @@ func (v *forwarded) name() string {
 
 // dial opens a stream to the peer's port.
 func (f *forwarder) dial(ctx context.Context, v *forwarded) (stream, error) {
+	done, err := f.turn(ctx, v)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	dialing, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
-	select {
-	case f.dialing <- struct{}{}:
-		defer func() { <-f.dialing }()
-	case <-dialing.Done():
-		return nil, context.Cause(dialing)
-	}
 	k, err := f.ports[v.peer.Key].keyFor(v.port)
 	if err != nil {
 		return nil, err
@@ -349,7 +344,7 @@ func (f *forwarder) dial(ctx context.Context, v *forwarded) (stream, error) {
 			return c, nil
 		case ctx.Err() != nil:
 			return nil, context.Cause(ctx)
-		case !v.reached.Load() || !errors.Is(err, session.ErrNoAnswer):
+		case v.reached.Load() == nil || !errors.Is(err, session.ErrNoAnswer):
 			return nil, daemon.Explain(err)
 		}
 		select { // it has too many callers at the moment, or is just being restarted
@@ -357,6 +352,33 @@ func (f *forwarder) dial(ctx context.Context, v *forwarded) (stream, error) {
 			return nil, daemon.Explain(err)
 		case <-time.After(redialPause):
 		}
+	}
+}
+
+// turn waits while too many streams are being opened to the peer, as long as some come about. The caller calls done when its own
+// is open, or is not to be.
+func (f *forwarder) turn(ctx context.Context, v *forwarded) (done func(), err error) {
+	dialing := f.ports[v.peer.Key].dialing
+	began := time.Now()
+	timer := time.NewTimer(f.timeout)
+	defer timer.Stop()
+	for {
+		select {
+		case dialing <- struct{}{}:
+			return func() { <-dialing }, nil
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-timer.C:
+		}
+		last := began
+		if t := v.reached.Load(); t != nil && t.After(began) {
+			last = *t
+		}
+		left := f.timeout - time.Since(last)
+		if left <= 0 {
+			return nil, exit.New(exit.Timeout, "of many streams that are being opened none came about within %v", f.timeout)
+		}
+		timer.Reset(left)
 	}
 }
 
@@ -373,8 +395,11 @@ type peerPorts struct {
 	node  *dht.Node
 	asked chan struct{} // closed after the first lookup, whatever it found
 	again chan struct{} // holds one: there is reason to look again
-	list  atomic.Pointer[portList]
-	log   *slog.Logger
+
+	dialing chan struct{} // taken while a stream is being opened to the peer
+
+	list atomic.Pointer[portList]
+	log  *slog.Logger
 }
 
 // follow looks the list up, from time to time, until ctx ends.

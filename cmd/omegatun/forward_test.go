@@ -15,9 +15,11 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"omegatun/cmd/omegatun/internal/exit"
+	"omegatun/dht/key"
 )
 
 // tcpServer runs a TCP server until the test ends, and returns its address. Connections are closed after handle.
@@ -557,4 +559,34 @@ func TestWatchClientLosesNothing(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Whoever waits behind many others waits as long as those come about, and no longer.
+func TestForwardWaitsForItsTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ports := &peerPorts{dialing: make(chan struct{}, 1)}
+		f := forwarder{timeout: 30 * time.Second, ports: map[key.Public]*peerPorts{{}: ports}}
+		v := new(forwarded)
+		ports.dialing <- struct{}{}
+		start := time.Now()
+		if _, err := f.turn(t.Context(), v); exit.From(err).Code != exit.Timeout || time.Since(start) != f.timeout {
+			t.Errorf("while no stream comes about: %v after %v", err, time.Since(start))
+		}
+		start = time.Now()
+		go func() {
+			for range 5 {
+				time.Sleep(20 * time.Second)
+				v.reached.Store(new(time.Now()))
+			}
+			<-ports.dialing
+		}()
+		done, err := f.turn(t.Context(), v)
+		if err != nil || time.Since(start) != 100*time.Second {
+			t.Fatalf("while streams come about: %v after %v, want success after 100 s", err, time.Since(start))
+		}
+		done()
+		if len(ports.dialing) != 0 {
+			t.Error("the turn is not given back")
+		}
+	})
 }

@@ -75,12 +75,14 @@ func TestQuiet(t *testing.T) {
 		{"after a pause of ours", 1000 * s, 10 * s, quiet{at: 14 * s}, quiet{at: 1001 * s, asked: 1000 * s, count: 1}, true, false},
 		{
 			"it answers no more", 17 * s, 5 * s,
-			quiet{at: 17 * s, asked: 16 * s, count: giveUpCount}, quiet{at: 17 * s, asked: 16 * s, count: giveUpCount},
+			quiet{at: 17 * s, asked: 16 * s, count: giveUpCount},
+			quiet{at: 17 * s, asked: 16 * s, count: giveUpCount},
 			false, true,
 		},
 		{
 			"it may be slow", 16 * s, 5 * s,
-			quiet{asked: 15 * s, count: giveUpCount}, quiet{at: 17 * s, asked: 16 * s, count: giveUpCount + 1},
+			quiet{asked: 15 * s, count: giveUpCount},
+			quiet{at: 17 * s, asked: 16 * s, count: giveUpCount + 1},
 			true, false,
 		},
 	} {
