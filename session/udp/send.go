@@ -122,6 +122,9 @@ func (c *Conn) write(b []byte, to netip.AddrPort, control []byte) error {
 	if c.udp == nil {
 		return c.sendRaw(b, to, control)
 	}
+	if sent, err := c.writeAtOnce(b, to, control); sent {
+		return err
+	}
 	var err error
 	if len(control) == 0 {
 		_, err = c.udp.WriteToUDPAddrPort(b, to)

@@ -69,3 +69,6 @@ func (c *Conn) closeSocket() error { return c.udp.Close() }
 
 // sendRaw is not reached: every socket is the net package's.
 func (*Conn) sendRaw([]byte, netip.AddrPort, []byte) error { return errors.ErrUnsupported }
+
+// writeAtOnce leaves it to the net package.
+func (*Conn) writeAtOnce([]byte, netip.AddrPort, []byte) (bool, error) { return false, nil }
