@@ -11,6 +11,7 @@ import (
 
 	"omegatun/cmd/omegatun/internal/daemon"
 	"omegatun/cmd/omegatun/internal/exit"
+	"omegatun/cmd/omegatun/internal/quick"
 	"omegatun/cmd/omegatun/internal/state"
 	"omegatun/session"
 )
@@ -84,7 +85,7 @@ func (e *env) connect(ctx context.Context, peer string, timeout time.Duration) (
 	}
 	e.log().Info("connected", "key", p.Key.String(), "remote", c.RemoteAddr().String())
 	return streamError(ctx, pipe(ctx, c, func(_ context.Context, w io.Writer) error {
-		_, err := io.Copy(w, e.stdin)
+		_, err := io.Copy(w, quick.NewReader(e.stdin))
 		return err
 	}, e.stdout, isTerminal(e.stdin)))
 }

@@ -21,6 +21,7 @@ import (
 	"omegatun/cmd/omegatun/internal/control"
 	"omegatun/cmd/omegatun/internal/daemon"
 	"omegatun/cmd/omegatun/internal/exit"
+	"omegatun/cmd/omegatun/internal/quick"
 	"omegatun/dht"
 	"omegatun/dht/key"
 	"omegatun/session"
@@ -255,7 +256,7 @@ const maxEarly = 64 << 10
 
 // waitingClient is a TCP connection of which something has been read already.
 type waitingClient struct {
-	*net.TCPConn
+	*quick.Conn
 	early []byte
 	end   error // of what can be read; nil: there is more
 }
@@ -265,7 +266,7 @@ type waitingClient struct {
 // connection with all that it sends still to be read.
 func watchClient(ctx context.Context, tcp *net.TCPConn) (waiting context.Context, settle func() *waitingClient) {
 	waiting, cancel := context.WithCancelCause(ctx)
-	c := &waitingClient{TCPConn: tcp}
+	c := &waitingClient{Conn: quick.NewConn(tcp)}
 	done := make(chan struct{})
 	go func() { // ends with settle
 		defer close(done)
@@ -302,18 +303,12 @@ func (c *waitingClient) Read(b []byte) (int, error) {
 	if c.end != nil {
 		return 0, c.end
 	}
-	return c.TCPConn.Read(b)
+	return c.Conn.Read(b)
 }
 
-// WriteTo keeps io.Copy from that of the TCP connection, which knows nothing of what was read before.
+// WriteTo keeps io.Copy from that of the connection, which knows nothing of what was read before.
 func (c *waitingClient) WriteTo(w io.Writer) (int64, error) {
 	return io.Copy(w, struct{ io.Reader }{c})
-}
-
-// Reset ends the connection at once: see cut.
-func (c *waitingClient) Reset(error) {
-	c.SetLinger(0) //nolint:errcheck // it is closed in any case
-	c.Close()      //nolint:errcheck // likewise
 }
 
 // name is what a person calls the peer.

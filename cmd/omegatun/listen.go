@@ -13,6 +13,7 @@ import (
 
 	"omegatun/cmd/omegatun/internal/control"
 	"omegatun/cmd/omegatun/internal/exit"
+	"omegatun/cmd/omegatun/internal/quick"
 	"omegatun/dht/key"
 	"omegatun/session"
 )
@@ -166,7 +167,7 @@ func (e *env) serveTCP(ctx context.Context, l net.Listener, to target, once bool
 
 // serveStdio joins one stream after the other with stdin and stdout.
 func (e *env) serveStdio(ctx context.Context, l net.Listener, once bool) error {
-	in := shareReader(ctx, e.stdin)
+	in := shareReader(ctx, quick.NewReader(e.stdin))
 	for {
 		c, err := accept(l)
 		if err != nil {

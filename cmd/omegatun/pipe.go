@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"omegatun/cmd/omegatun/internal/exit"
+	"omegatun/cmd/omegatun/internal/quick"
 	"omegatun/session/udx"
 )
 
@@ -47,7 +48,7 @@ func pipe(ctx context.Context, c stream, input func(context.Context, io.Writer) 
 		sent <- err
 	}()
 	go func() { // ends with c
-		_, err := io.Copy(untilDone{ctx, out}, c)
+		_, err := io.Copy(untilDone{ctx, quick.NewWriter(out)}, c)
 		received <- err
 	}()
 	var allSent, allReceived bool

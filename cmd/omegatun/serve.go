@@ -12,6 +12,7 @@ import (
 
 	"omegatun/cmd/omegatun/internal/control"
 	"omegatun/cmd/omegatun/internal/exit"
+	"omegatun/cmd/omegatun/internal/quick"
 	"omegatun/dht"
 	"omegatun/dht/key"
 	"omegatun/session"
@@ -239,7 +240,7 @@ func (s *server) carry(ctx context.Context, c stream, v *service) {
 	}
 	v.down.Store(false)
 	log.Info("connection")
-	err = carry(ctx, c, tcp.(*net.TCPConn))
+	err = carry(ctx, c, quick.NewConn(tcp.(*net.TCPConn)))
 	log.Info("connection ended", "error", err)
 }
 
