@@ -177,7 +177,7 @@ func (h *Host) tryDial(ctx context.Context, d dialing, began time.Time, stage *S
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	client, err := h.findPath(ctx, l, &hs)
+	client, err := h.findPath(ctx, l, &hs, payload.Firewall == uint64(dht.FirewallOpen))
 	if err != nil {
 		return nil, err
 	}
@@ -269,10 +269,11 @@ func (h *Host) payload(l *link) noise.Payload {
 }
 
 // findPath offers the link every address that might lead to the server, and starts punching where that may
-// help. The caller runs the returned attempt, if there is one, with Host.punch.
+// help. The caller runs the returned attempt, if there is one, with Host.punch. open says whether the server was told that
+// anyone can reach us: we may have found out since, but then the server does not know.
 //
 // Source: hyperdht.md 7.4; npm hyperdht, lib/connect.js (holepunch).
-func (h *Host) findPath(ctx context.Context, l *link, hs *handshaking) (*punch.Client, error) {
+func (h *Host) findPath(ctx context.Context, l *link, hs *handshaking, open bool) (*punch.Client, error) {
 	reply, p := &hs.reply, &hs.payload
 	if !reply.Relayed { // the node asked is the server itself
 		l.adopt(hs.sock)
@@ -299,7 +300,7 @@ func (h *Host) findPath(ctx context.Context, l *link, hs *handshaking) (*punch.C
 	if relayed && reply.Self.Addr() == reply.Server.Addr() {
 		h.tryLAN(ctx, l, p.Addresses4)
 	}
-	if _, open := h.node.RemoteAddr(); open || !punchable {
+	if open || !punchable {
 		if relayed && l.epoch != nil { // the server reaches an open client; to look where it comes from saves a round of probes
 			l.offer(sock, reply.Server, h.kindOf(reply.Server.Addr()))
 		}

@@ -362,12 +362,12 @@ func (l *Listener) shake(s *slot, req *dht.HandshakeRequest) (lk *link, msg []by
 		}
 	}
 	lk.setRemoteID(udx.ID(theirs.UDX.ID), proves)
-	return lk, msg, l.findPath(s, lk, req, &theirs)
+	return lk, msg, l.findPath(s, lk, req, &theirs, ours.Firewall == uint64(dht.FirewallOpen))
 }
 
 // findPath offers the link the addresses that may lead to the client, and returns the socket that the answer
-// must leave from, nil for the one asked.
-func (l *Listener) findPath(s *slot, lk *link, req *dht.HandshakeRequest, theirs *noise.Payload) Socket {
+// must leave from, nil for the one asked. open says whether the answer tells the client that anyone can reach us.
+func (l *Listener) findPath(s *slot, lk *link, req *dht.HandshakeRequest, theirs *noise.Payload, open bool) Socket {
 	h := l.host
 	if req.Direct {
 		if !lk.adopt(req.Socket.(Socket)) {
@@ -381,7 +381,6 @@ func (l *Listener) findPath(s *slot, lk *link, req *dht.HandshakeRequest, theirs
 		return nil
 	}
 	lk.offerForeign(theirs.Addresses4, theirs.Addresses6, req.Client.Addr())
-	_, open := h.node.RemoteAddr()
 	lan := false
 	if req.Client.Addr() == req.To.Addr() { // the same public address: probably the same network
 		private := slices.DeleteFunc(slices.Clone(theirs.Addresses4), func(a netip.AddrPort) bool {

@@ -14,6 +14,7 @@ import (
 	"omegatun/dht"
 	"omegatun/dht/key"
 	"omegatun/punch/lab"
+	"omegatun/session/noise"
 	"omegatun/session/secretstream"
 	"omegatun/session/udx"
 )
@@ -212,4 +213,40 @@ func TestRelayedStreamsIgnoreForgedPackets(t *testing.T) {
 		atA.Close()
 		atB.Close()
 	})
+}
+
+// Whoever finds out in the middle of a Dial that anyone can reach it has told the server otherwise, and must not wait for it to
+// come. A server in JavaScript would not.
+func TestDialByOneThatTurnsOutToBeOpen(t *testing.T) {
+	for _, told := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
+			ha, hb := w.somewhere(true, false, lab.Link{})
+			a, b := w.end(ha), w.end(hb)
+			if _, open := a.node.RemoteAddr(); !open {
+				t.Fatal("it is not open")
+			}
+			l := a.newLink(a.public(), b.public(), true, time.Now())
+			defer l.close(ErrClosed)
+			var err error
+			if l.stream, err = a.newStream(l); err != nil {
+				t.Fatal(err)
+			}
+			relay, server := netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 88, 99, 10}), DefaultPort), netip.AddrPortFrom(pubB, 4000)
+			hs := handshaking{
+				reply: dht.HandshakeReply{Server: server, Relay: relay, Relayed: true},
+				payload: noise.Payload{
+					Firewall:  uint64(dht.FirewallUnknown),
+					Holepunch: &noise.HolepunchInfo{Relays: []noise.RelayPair{{Relay: relay, Peer: server}}},
+				},
+			}
+			client, err := a.findPath(t.Context(), l, &hs, told)
+			if err != nil || (client != nil) == told {
+				t.Errorf("told the server that it is open: %v; it punches: %v, %v", told, client != nil, err)
+			}
+			if client != nil {
+				client.Close()
+			}
+		})
+	}
 }
