@@ -34,6 +34,9 @@ type Mux struct {
 	wg    sync.WaitGroup // goroutines of streams
 	grown atomic.Int64   // bytes by which read buffers have grown
 
+	standing     atomic.Int64 // bytes that stand in read buffers which have not grown
+	standingMost int          // bytes; constant, but for tests
+
 	mu      sync.RWMutex // guards the fields below; taken after Stream.mu, never before
 	streams map[ID]*Stream
 	linger  linger
@@ -42,7 +45,7 @@ type Mux struct {
 
 // NewMux returns a Mux without streams.
 func NewMux(cfg Config) *Mux {
-	m := &Mux{log: cfg.Logger, clock: cfg.Clock, start: time.Now(), streams: make(map[ID]*Stream)}
+	m := &Mux{log: cfg.Logger, clock: cfg.Clock, start: time.Now(), standingMost: standingMost, streams: make(map[ID]*Stream)}
 	if m.clock != nil {
 		m.start = time.Unix(0, 0)
 	}

@@ -136,7 +136,9 @@ func newSender() sender {
 func (s *sender) payloadSize() int { return s.mtu.size - s.overhead - HeaderSize }
 
 // room is how many bytes writers may add.
-func (s *sender) room() int { return max(writeAhead+s.congestion.window-s.held, 0) }
+func (s *sender) room() int {
+	return max(writeAhead+min(s.congestion.window, s.peerWindow)-s.held, 0)
+}
 
 // topUp adds the start of b to a packet that waits and has room, and returns how much.
 func (s *sender) topUp(b []byte) int {

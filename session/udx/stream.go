@@ -44,6 +44,7 @@ type StreamConfig struct {
 	// ReadBuffer is how many bytes may wait to be read before the peer is made to stop; as many again may wait for a
 	// packet that was lost. Memory is taken only as data comes. At least 4 KiB. Zero: 4 MiB, which doubles up to 128 MiB
 	// while data is read so fast, on so long a path, that the peer would have to wait; 256 MiB more in all for a Mux.
+	// Streams of a Mux that are read slowly share 64 MiB: the more waits in all of them, the less room each announces.
 	ReadBuffer int
 }
 
@@ -77,6 +78,7 @@ type Stream struct {
 	acks     acks
 	window   uint32 // announced last
 	growth   growth
+	standing int // bytes, as the Mux counts them
 	quiet    quiet
 
 	finished bool  // done is closed
@@ -116,7 +118,7 @@ func newStream(m *Mux, cfg StreamConfig) *Stream {
 		s.growth.most = 0
 		s.assembly.limit = max(cfg.ReadBuffer, minReadBuffer)
 	}
-	s.window = s.assembly.window()
+	s.window = s.windowLocked()
 	s.readers.wake.L, s.writers.wake.L = &s.mu, &s.mu
 	return s
 }

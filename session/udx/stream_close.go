@@ -46,6 +46,7 @@ func (s *Stream) Close() error {
 	}
 	s.closing = true
 	s.assembly.abandon()
+	s.countLocked()
 	s.stopSidesLocked()
 	if s.finished {
 		return nil
@@ -110,6 +111,7 @@ func (s *Stream) finishLocked(err error) {
 	next := s.sender.next
 	s.sender.drop()
 	s.shrinkLocked()
+	s.countLocked()
 	if s.timer != nil {
 		s.timer.Stop()
 		s.timerAt = 0

@@ -109,6 +109,7 @@ func (s *Stream) readLocked(b []byte) (n int) {
 		if now := s.mux.now(); s.growth.consumed(now, n, s.assembly.limit, s.sender.rtt.min()) {
 			s.growLocked()
 		}
+		s.countLocked()
 		s.openWindowLocked()
 	}
 	return n
@@ -119,7 +120,8 @@ func (s *Stream) openWindowLocked() {
 	if s.finished || s.assembly.ended {
 		return
 	}
-	if w := s.assembly.window(); s.window == 0 && w > 0 || int(w)-int(s.window) >= s.assembly.limit/4 {
+	share := s.shareLocked()
+	if w := s.assembly.window(share); s.window == 0 && w > 0 || int(w)-int(s.window) >= share/4 {
 		s.acks.demand(s.mux.now())
 		s.wakeLocked()
 	}

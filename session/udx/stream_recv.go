@@ -138,6 +138,7 @@ func (s *Stream) takeLocked(now instant, q seq, flags Flags, payload []byte) {
 		s.received.refused++
 	}
 	s.acks.received(now, what != inOrder || flags&FlagEnd != 0, len(s.assembly.ranges) > manyHoles && flags&FlagEnd == 0)
+	s.countLocked()
 	if s.assembly.buf.len > waiting || s.assembly.ended != ended {
 		s.readable = true
 	}

@@ -134,7 +134,7 @@ func (s *Stream) flush() {
 
 // headerLocked returns the header of a packet that goes now.
 func (s *Stream) headerLocked(flags Flags, q seq) Header {
-	s.window = s.assembly.window()
+	s.window = s.windowLocked()
 	return Header{Flags: flags, ID: s.path.id, Window: s.window, Seq: uint32(q), Ack: uint32(s.assembly.expected)}
 }
 
