@@ -45,6 +45,9 @@
 //
 // # Limitations
 //
+//   - Nothing in a packet is authentic. Whoever sees a stream's packets and forges their source can end it (DESTROY; END, which cuts
+//     it short), have data taken for delivered (acknowledgements), or spoil it, which the layer above notices; from any other
+//     source, too, while Accept still lets in whoever knows the id, as it must until the peer has been heard.
 //   - Messages are not paced, and not held back by congestion.
 //   - Relaying between two streams is not done here, but in package relay, without a stream.
 //   - Paths above 1,500 bytes are not searched for.
