@@ -2,7 +2,7 @@
 // rates, round trips, losses and queues, and what an outage, a change of address and a path that carries less do to a
 // transfer. The same seed gives the same numbers. It prints tables, and writes them and the numbers:
 //
-//	go run ./scripts/udxsim                                 # everything: some ten minutes
+//	go run ./scripts/udxsim                                 # everything, as in docs: half an hour of a processor
 //	go run ./scripts/udxsim -only goodput -rate 10 -out ""    # a part, and only the tables
 //	go run ./scripts/udxsim -read docs/udx-simulation.json  # the tables of what was measured before
 package main
@@ -273,7 +273,7 @@ func main() {
 	queue := flag.String("queue", "", "only this queue: deep or shallow")
 	p := plan{workers: runtime.GOMAXPROCS(0)}
 	flag.Uint64Var(&p.seed, "seed", 1, "of chance")
-	flag.IntVar(&p.runs, "seeds", 5, "`number` of seeds for each row of fairness, from -seed on")
+	flag.IntVar(&p.runs, "seeds", 4, "`number` of seeds for each row of fairness, from -seed on")
 	flag.StringVar(&p.parts, "only", "", "measure only these `parts`: goodput,fairness,events")
 	flag.Parse()
 	if p.runs < 1 {

@@ -119,7 +119,9 @@ func (c *congestion) plenty() int { return int(c.capacity(fullGrowth)) }
 
 // emptyRTT returns a round trip that shows that there was hardly a queue.
 func (c *congestion) emptyRTT() time.Duration {
-	return c.shortest + c.shortest/20 + 200*time.Microsecond + time.Duration(maxMTU/max(c.bandwidth.get(), maxMTU)*float64(time.Second))
+	packet := time.Duration(maxMTU / max(c.bandwidth.get(), maxMTU) * float64(time.Second))
+	packet = min(packet, c.shortest/4) // it takes less if others have a part of the bandwidth
+	return c.shortest + c.shortest/20 + 200*time.Microsecond + packet
 }
 
 // crowdedRTT returns a round trip above which there is a queue, and not just bursts of several streams.

@@ -1,6 +1,9 @@
 package udx
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 const (
 	overrunLoss   = .02       // more loss than this in a round is looked into
@@ -8,10 +11,13 @@ const (
 	overrunRounds = 8         // number of rounds after which they are, if they carried
 	overrunScant  = 48 << 10  // … as much as this
 	overrunLeast  = 3         // packets lost, to be looked into
+	overrunLong   = 2         // times as many bytes are judged where it may as well be less
 	overrunCut    = .75       // of what was in flight, for each trial
 	overrunTrials = 3
 	overrunGrowth = maxMTU           // of the bound, for the first round that goes well; twice as much for the next
 	overrunForget = 30 * time.Second // after which chance is doubted again
+	overrunDoubt  = time.Second      // … and after which if there is a queue,
+	overrunDoubts = 64               // and so many rounds
 )
 
 // overrun bounds what is in flight where that is what causes loss: a queue or a receiver's buffer shorter than the
@@ -21,7 +27,8 @@ type overrun struct {
 	bound  int     // bytes; zero: none
 	growth int     // of bound in the next round that goes well
 	chance float64 // share of loss that does not depend on what is in flight
-	doubt  instant // when that is halved
+	found  instant // when that was, or was halved
+	since  int     // rounds since then
 
 	trial        int           // trials made in a row
 	before       float64       // share of loss before the first
@@ -51,11 +58,17 @@ func (o *overrun) acked(now instant, r rateSample, newRound bool, floor int, emp
 		return
 	}
 	o.rounds++
+	if o.chance > 0 {
+		o.since++
+	}
 	if n := o.lost + o.passed; n < overrunSample && (n < overrunScant || o.rounds < overrunRounds) {
 		return
 	}
 	few := o.lost < overrunLeast*maxMTU
 	share := float64(o.lost) / float64(o.lost+o.passed)
+	if o.unclear() {
+		return
+	}
 	peak := o.peak
 	queued := o.rtt > empty || !r.disordered && o.rtts/time.Duration(max(o.samples, 1)) > empty+empty/8
 	o.lost, o.passed, o.peak, o.rtt, o.rounds, o.rtts, o.samples = 0, 0, 0, 0, 0, 0, 0
@@ -63,17 +76,18 @@ func (o *overrun) acked(now instant, r rateSample, newRound bool, floor int, emp
 		o.settling = false
 		return
 	}
-	if o.chance > 0 && now > o.doubt {
-		o.chance, o.doubt = o.chance/2, now.add(overrunForget)
+	age := now.sub(o.found)
+	if o.chance > 0 && (age > overrunForget || queued && age > overrunDoubt && o.since >= overrunDoubts) {
+		o.chance, o.found, o.since = o.chance/2, now, 0
 	}
 	switch high := share > overrunLoss+1.5*o.chance && !few; {
 	case o.trial > 0 && share < o.before/2: // it went away
 		o.trial = 0
-	case o.trial >= overrunTrials && queued: // others fill the queue
+	case o.trial >= overrunTrials && (queued || share > 2*o.before): // others fill the queue
 		o.trial = 0
 	case o.trial >= overrunTrials: // it did not
 		o.trial, o.bound = 0, 0
-		o.chance, o.doubt = max(share, o.chance), now.add(overrunForget)
+		o.chance, o.found, o.since = max(share, o.chance), now, 0
 	case o.trial > 0 || high:
 		if o.trial == 0 {
 			o.before = share
@@ -92,6 +106,17 @@ func (o *overrun) acked(now instant, r rateSample, newRound bool, floor int, emp
 		o.bound += o.growth
 		o.growth = min(2*o.growth, o.bound/4)
 	}
+}
+
+// unclear reports whether more has to pass before it can be told whether too much is lost: of streams that share a path, who
+// makes a trial only because a few more than on average were lost by chance gives some of it to the others.
+func (o *overrun) unclear() bool {
+	all := o.lost + o.passed
+	if o.trial > 0 || o.settling || all >= overrunLong*overrunSample {
+		return false
+	}
+	lost, expected := float64(o.lost)/maxMTU, (overrunLoss+1.5*o.chance)*float64(all)/maxMTU
+	return lost > expected && lost < expected+math.Sqrt(expected)
 }
 
 // limit returns the window as far as the bound allows it.

@@ -429,6 +429,70 @@ func TestOverrunTellsQueuesFromChance(t *testing.T) {
 	if o := run(shortest*5/4, func(int) float64 { return .2 }); o.bound > 2*floor || o.bound == 0 || o.chance != 0 {
 		t.Errorf("a queue that others overrun: %+v", o)
 	}
+	for _, lost := range []int{50e3, 300e3} { // after trials with 5 % before
+		const all = 1000e3
+		o := overrun{bound: 5e5, trial: overrunTrials, before: .05}
+		o.acked(1, rateSample{acked: all - lost, lost: lost, inFlight: 4e5, rtt: shortest}, true, floor, shortest*21/20)
+		if chance := lost == 50e3; (o.chance > 0) != chance || (o.bound == 0) != chance || o.trial != 0 {
+			t.Errorf("%d bytes of %d lost: %+v", lost, int(all), o)
+		}
+	}
+}
+
+// TestOverrunDoubtsChance has the loss that was found to be by chance go away, with and without a queue.
+func TestOverrunDoubtsChance(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		trip   time.Duration // without a queue
+		queued bool
+		span   time.Duration // after which it is looked at
+		want   float64       // chance then
+	}{
+		{"no queue", 20 * time.Millisecond, false, overrunForget * 9 / 10, .2},
+		{"no queue, for long", 20 * time.Millisecond, false, overrunForget * 11 / 10, .1},
+		{"a queue for a few long rounds", 100 * time.Millisecond, true, overrunDoubts * 90 * time.Millisecond, .2},
+		{"a queue for many long rounds", 100 * time.Millisecond, true, overrunDoubts * 110 * time.Millisecond, .1},
+		{"a queue for some short rounds", 2 * time.Millisecond, true, overrunDoubt * 9 / 10, .2},
+		{"a queue for many short rounds", 2 * time.Millisecond, true, overrunDoubt * 11 / 10, .1},
+	} {
+		o := overrun{chance: .2, found: 1}
+		rtt := c.trip
+		if c.queued {
+			rtt *= 2
+		}
+		for now := time.Duration(0); now < c.span; now += c.trip {
+			o.acked(instant(now+2), rateSample{acked: 995e3, lost: 5e3, inFlight: 1e5, rtt: rtt}, true, 1e5, c.trip*21/20)
+		}
+		if o.chance != c.want {
+			t.Errorf("%s: %+v, want a chance of %v", c.name, o, c.want)
+		}
+	}
+}
+
+// TestOverrunWaitsWhereLossIsUnclear gives a stream loss that is about the limit.
+func TestOverrunWaitsWhereLossIsUnclear(t *testing.T) {
+	const all = overrunSample
+	for _, c := range []struct {
+		name    string
+		lost    []int // packets, in a sample each
+		trials  int
+		pending bool
+	}{
+		{"too little", []int{3}, 0, false},
+		{"unclear", []int{5}, 0, true},
+		{"unclear, and then little", []int{5, 1}, 0, false},
+		{"unclear, and then more", []int{5, 5}, 1, false},
+		{"much", []int{9}, 1, false},
+	} {
+		var o overrun
+		for i, n := range c.lost {
+			lost := n * maxMTU
+			o.acked(instant(i+1), rateSample{acked: all - lost, lost: lost, inFlight: lost, rtt: time.Millisecond}, true, 1e5, time.Millisecond)
+		}
+		if o.trial != c.trials || (o.passed > 0) != c.pending {
+			t.Errorf("%s: %+v", c.name, o)
+		}
+	}
 }
 
 // TestRivalsBecomeEqual has one stream that fills a path joined by another one, as far as the bounds go.
@@ -475,6 +539,46 @@ func TestRivalsBecomeEqual(t *testing.T) {
 	}
 	if least < path*3/4 || most > 2*path {
 		t.Errorf("from %.2f to %.2f of the path in flight", float64(least)/path, float64(most)/path)
+	}
+}
+
+// TestRivalsKeepTheirPart has somebody else start on a path, and fill its queue again and again.
+func TestRivalsKeepTheirPart(t *testing.T) {
+	const path = 300 * maxMTU
+	const base = 40 * time.Millisecond
+	for _, c := range []struct {
+		name  string
+		alone int // rounds before
+		part  float64
+	}{
+		{"one who had it all", 10, rivalHalf},
+		{"one who has just started", 0, rivalJoin},
+	} {
+		var v rivals
+		now := instant(1)
+		round := func(rtt time.Duration) {
+			now = now.add(rtt)
+			v.acked(now, rateSample{rtt: rtt, inFlight: v.limit(2 * path)}, true, true, path, base, base*9/8)
+		}
+		for range c.alone {
+			round(base)
+		}
+		part := int(c.part * path)
+		for i := range rivalStart {
+			round(base * time.Duration(1+2*(i/4%2^1))) // four rounds with a queue, four without
+			switch {
+			case v.bound == 0 && i >= rivalSeen-1:
+				t.Fatalf("%s: round %d: %+v", c.name, i, v)
+			case v.bound != 0 && v.bound < part:
+				t.Fatalf("%s: round %d leaves %d bytes, want at least %d: %+v", c.name, i, v.bound, part, v)
+			}
+		}
+		for i := range 2 * rivalStart {
+			round(base * time.Duration(1+2*(i/4%2^1)))
+		}
+		if v.bound >= part {
+			t.Errorf("%s keeps %d bytes for ever: %+v", c.name, v.bound, v)
+		}
 	}
 }
 

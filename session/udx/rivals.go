@@ -20,6 +20,10 @@ const (
 	rivalCuts  = 4   // in a row at most
 	rivalDeep  = 2   // all of them leave this part of what the first left
 
+	rivalHalf  = .5   // of the path, is left to one who had it to himself,
+	rivalJoin  = .625 // and to one who has just started and measured it beside others
+	rivalStart = 32   // rounds in which no cut leaves less than that: who starts fills the queue again and again
+
 	// For so many more rounds, and so long, the queue may stay until the others are taken not to give way. Then they are
 	// not made room for, until there is none or rivalIgnore has passed.
 	rivalHolds  = 16
@@ -44,7 +48,8 @@ const (
 // to have how much of it: whoever was there first goes on to measure the larger part. So all that see a queue which stays
 // cut what they have in flight by the same share, so far that the queue goes away, and let it grow by nearly the same
 // number of bytes until it is there again: the parts become equal (Chiu and Jain, additive increase and multiplicative
-// decrease). One who had all to himself until then begins with half of it.
+// decrease). As that takes many cuts, they begin alike: who had all to himself until then with half of it, and who has just
+// started with a little more of what it measured, which is less than all.
 //
 // Others that do not react to a queue, but to loss only, would leave nothing to one who does. If the queue does not go
 // away, they are ignored for a while.
@@ -58,6 +63,8 @@ type rivals struct {
 	calm     int           // rounds in a row without a queue
 	queued   int           // rounds with a queue, where there should be none, since there was none for a while
 	alone    bool          // there was none for a while before those
+	known    bool          // there have been rivals before
+	shared   bool          // the first cut left a fair part of the path
 	cuts     int           // in a row, and rounds after these in which the queue stayed
 	floor    int           // what these leave at least
 	cutAt    instant       // when the last was
@@ -88,11 +95,15 @@ func (v *rivals) acked(now instant, r rateSample, newRound, quiet bool, path int
 		v.settling = false
 	case v.bound == 0:
 		if v.notice(now, queue, quiet) {
-			if v.alone {
-				less = min(less, path/2)
-			}
 			v.since, v.rounds = now, 0
-			v.cut(now, less)
+			switch {
+			case v.alone:
+				v.share(now, min(less, int(rivalHalf*float64(path))))
+			case !v.known:
+				v.share(now, min(less, int(rivalJoin*float64(path))))
+			default:
+				v.cut(now, less)
+			}
 		}
 	case queue:
 		held := now.sub(v.cutAt)
@@ -102,10 +113,10 @@ func (v *rivals) acked(now instant, r rateSample, newRound, quiet bool, path int
 		case v.cuts < rivalCuts+rivalHolds || held < rivalHold || v.bound <= minWindow && held < rivalIgnore:
 			v.cuts++
 		default:
-			*v = rivals{ignore: now.add(rivalIgnore)}
+			*v = rivals{known: true, ignore: now.add(rivalIgnore)}
 		}
 	case r.appLimited && v.bound > 2*peak, v.rounds > rivalRounds && now.sub(v.since) > rivalStay:
-		*v = rivals{}
+		*v = rivals{known: true}
 	default:
 		v.cuts = 0
 		if v.bound <= peak+peak/4 { // else something else holds us back
@@ -137,9 +148,16 @@ func (v *rivals) notice(now instant, queue, quiet bool) bool {
 	return v.queued >= rivalSeen
 }
 
+// share sets the first bound of one who had all to himself, or who has just started and measured most of that. So both begin
+// alike, and until the other one has found out as well, the bound does not go below that.
+func (v *rivals) share(now instant, bound int) {
+	v.cut(now, bound)
+	v.floor, v.known, v.shared = v.bound, true, true
+}
+
 // cut sets the bound, unless that leaves too little.
 func (v *rivals) cut(now instant, bound int) {
-	if v.cuts == 0 {
+	if v.cuts == 0 && (!v.shared || v.rounds > rivalStart) {
 		v.floor = max(bound/rivalDeep, minWindow)
 	}
 	v.cuts++
