@@ -203,7 +203,7 @@ func TestForgedSourceIsSentLittle(t *testing.T) {
 				var from *link
 				if row.stream {
 					streams(t, a, b)
-					a.streams.Range(func(k, _ any) bool { from = k.(*link); return false })
+					from = linkOf(a.Host)
 				} else {
 					b.listen(t)
 					a.Peer(b.public()).Connect()

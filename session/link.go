@@ -68,6 +68,7 @@ type link struct {
 	framed   bool                  // the remote stream id is known; guarded by mu
 	proves   bool                  // the peer answers challenges, see streampath.go; guarded by mu until framed
 	atRelay  atomic.Pointer[route] // of a plain stream, once the peer has been met at a relay
+	also     atomic.Pointer[route] // where the peer of a plain stream is heard as well; nil: nowhere
 	relaying atomic.Bool           // of a plain stream: it serves to arrange relaying for the peer
 
 	peer atomic.Pointer[Peer]  // set when the link belongs to a Peer

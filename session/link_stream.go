@@ -136,6 +136,9 @@ func (l *link) acceptStream(s udx.Socket, from netip.AddrPort) bool {
 		return true // it is no direct path
 	}
 	if isClosed(l.up) {
+		if also := l.also.Load(); also != nil && also.is(sock, from) {
+			return true
+		}
 		if cur := l.cur.Load(); (cur.kind != PathRelay || l.proves) && !cur.is(sock, from) {
 			return false // see strayPacket
 		}

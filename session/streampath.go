@@ -23,7 +23,8 @@ import (
 // reference implementation ignores both, so a peer that answers them says so behind its handshake payload, with streamMark. While
 // a stream is relayed the two send each other challenges along the paths that might be direct ones.
 //
-// Each follows the other, and so that they do not change places for ever, the one that has dialled stays for a while where it is.
+// Each follows the other, and so that they do not change places for ever, the one that has dialled stays for a while where it is:
+// what the peer sends from elsewhere is taken then, once it has answered a challenge there.
 const (
 	pathChallenge = 1
 	pathResponse  = 2
@@ -94,7 +95,7 @@ func (l *link) strayPacket(s udx.Socket, from netip.AddrPort, message []byte) {
 	}
 	now := time.Now()
 	l.mu.Lock()
-	if now.Sub(l.challenged) < challengeEvery || l.staysLocked(now) {
+	if now.Sub(l.challenged) < challengeEvery {
 		l.mu.Unlock()
 		return
 	}
@@ -161,7 +162,7 @@ func (l *link) challenge(sock Socket, addr netip.AddrPort, now time.Time) {
 	_ = l.stream.SendMessageTo(sock, addr, l.remoteID, appendPathMessage(nil, pathChallenge, c.nonce, l.result.Tx)) // comes again
 }
 
-// follow moves the stream to where a challenge was answered from.
+// follow moves the stream to where a challenge was answered from, or takes what comes from there.
 func (l *link) follow(sock Socket, addr netip.AddrPort, nonce [pathNonceSize]byte, now time.Time) {
 	l.mu.Lock()
 	i := slices.IndexFunc(l.challenges, func(c challenge) bool {
@@ -169,13 +170,19 @@ func (l *link) follow(sock Socket, addr netip.AddrPort, nonce [pathNonceSize]byt
 	})
 	cur := l.cur.Load()
 	ours := i >= 0 && (cur.sock == sock || l.host.isMain(sock) || l.prober.has(sock)) // has: of punching that goes on, or owned
-	if i < 0 || l.closed || cur.is(sock, addr) || l.staysLocked(now) || !ours && !l.adoptLocked(sock) {
+	if i < 0 || l.closed || cur.is(sock, addr) || !ours && !l.adoptLocked(sock) {
+		l.mu.Unlock()
+		return
+	}
+	r := &route{sock: sock, remote: addr, kind: l.host.kindOf(addr.Addr())}
+	r.heard.Store(now.UnixNano())
+	if l.staysLocked(now) {
+		l.also.Store(r)
 		l.mu.Unlock()
 		return
 	}
 	l.challenges = nil
-	r := &route{sock: sock, remote: addr, kind: l.host.kindOf(addr.Addr())}
-	r.heard.Store(now.UnixNano())
+	l.also.Store(nil)
 	l.cur.Store(r)
 	l.moved = now
 	l.noteDirectLocked(r)

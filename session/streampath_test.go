@@ -39,6 +39,12 @@ func streamTo(t *testing.T, a, b *end, l *Listener) (atA, atB *secretstream.Conn
 	return c, (<-accepted).(*secretstream.Conn)
 }
 
+// linkOf returns the link of the only stream.
+func linkOf(h *Host) (l *link) {
+	h.streams.Range(func(k, _ any) bool { l = k.(*link); return false })
+	return l
+}
+
 // longestGap sends a byte from one to the other every 50 ms and returns the longest time in which none arrived.
 func longestGap(t *testing.T, from, to net.Conn, during time.Duration) time.Duration {
 	t.Helper()
@@ -134,11 +140,7 @@ func TestStreamIgnoresForgedPackets(t *testing.T) {
 			t.Fatal(err)
 		}
 		from, to := streams(t, a, b)
-		link := func(h *Host) (l *link) {
-			h.streams.Range(func(k, _ any) bool { l = k.(*link); return false })
-			return l
-		}
-		victim := link(b.Host)
+		victim := linkOf(b.Host)
 		before := victim.cur.Load()
 		random := rand.New(rand.NewPCG(1, 2))
 		over := make(chan struct{})
@@ -286,5 +288,36 @@ func TestStreamStaysOnADirectPath(t *testing.T) {
 		}
 		x.Close()
 		y.Close()
+	})
+}
+
+// Who has dialled stays where it is at first, but takes what a server sends that was drawn elsewhere before it was up.
+func TestServerIsHeardWhereItWasDrawn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
+		a, b := w.end(w.net.Host("a", pubA), keyOf("b")), w.end(w.net.Host("b", pubB), keyOf("a"))
+		from, to := streams(t, a, b)
+		began := time.Now()
+		link := linkOf(b.Host)
+		here := link.cur.Load()
+		there := &route{sock: b.client, remote: here.remote, kind: here.kind}
+		if here.sock == there.sock {
+			t.Fatal("it is there already")
+		}
+		link.cur.Store(there)
+		if err := link.stream.ChangeRemote(there.sock, there.remote, link.remoteID); err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(to, "hello")
+		buf := make([]byte, 5)
+		if _, err := io.ReadFull(from, buf); err != nil || string(buf) != "hello" {
+			t.Fatalf("%q arrived, %v", buf, err)
+		}
+		if took := time.Since(began); took > stayFor/2 {
+			t.Errorf("it took %v", took)
+		}
+		if gap := longestGap(t, to, from, 5*time.Second); gap > 100*time.Millisecond {
+			t.Errorf("no byte arrived for %v", gap)
+		}
 	})
 }

@@ -1,6 +1,7 @@
 package udx
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -86,4 +87,22 @@ func TestOnDone(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestResetReachesAPeerThatStays has a stream move to where its peer does not follow, and end there.
+func TestResetReachesAPeerThatStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(1)
+		a, b := pairConfig(t, n, lan, lan, StreamConfig{}, StreamConfig{Accept: func(Socket, netip.AddrPort) bool { return false }})
+		home, away := a.path, n.port("192.0.2.3:3", NewMux(Config{}), lan)
+		time.Sleep(time.Second)
+		if err := a.ChangeRemote(away, home.addr, home.id); err != nil {
+			t.Fatal(err)
+		}
+		a.Reset(nil)
+		time.Sleep(time.Second)
+		if err := b.Err(); !errors.Is(err, ErrReset) {
+			t.Errorf("the peer's stream has ended with %v, want %v", err, ErrReset)
+		}
+	})
 }

@@ -75,8 +75,9 @@ func (s *Stream) stopSidesLocked() {
 	}
 }
 
-// Reset ends the stream at once, in both directions. What was not delivered is dropped, and the peer is told, once.
-// The stream's error becomes err, or net.ErrClosed if that is nil. It does nothing if the stream is done.
+// Reset ends the stream at once, in both directions. What was not delivered is dropped, and the peer is told once, over the
+// stream's path and the one before. The stream's error becomes err, or net.ErrClosed if that is nil. It does nothing if the
+// stream is done.
 func (s *Stream) Reset(err error) {
 	if err == nil {
 		err = net.ErrClosed

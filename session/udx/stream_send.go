@@ -145,6 +145,12 @@ func (s *Stream) collectLocked(now instant, b *batch) bool {
 		s.destroy = false
 		s.headerLocked(FlagDestroy, d.next).put(b.beat[:])
 		b.add(&s.path, b.beat[:], nil)
+		if to := &s.previous; to.sock != nil { // the peer may not have come after us yet
+			h := s.headerLocked(FlagDestroy, d.next)
+			h.ID = to.id
+			h.put(b.ack[:])
+			b.add(to, b.ack[:HeaderSize], nil)
+		}
 		return true
 	}
 	if !s.finished {
