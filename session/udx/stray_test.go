@@ -95,6 +95,7 @@ func TestResetReachesAPeerThatStays(t *testing.T) {
 		n := newNetwork(1)
 		a, b := pairConfig(t, n, lan, lan, StreamConfig{}, StreamConfig{Accept: func(Socket, netip.AddrPort) bool { return false }})
 		home, away := a.path, n.port("192.0.2.3:3", NewMux(Config{}), lan)
+		a.Heartbeat()
 		time.Sleep(time.Second)
 		if err := a.ChangeRemote(away, home.addr, home.id); err != nil {
 			t.Fatal(err)
@@ -103,6 +104,33 @@ func TestResetReachesAPeerThatStays(t *testing.T) {
 		time.Sleep(time.Second)
 		if err := b.Err(); !errors.Is(err, ErrReset) {
 			t.Errorf("the peer's stream has ended with %v, want %v", err, ErrReset)
+		}
+	})
+}
+
+// TestPeerMayBeAtAnyAddressThatWasTried has a stream try one address after the other before the peer is heard, at the first.
+func TestPeerMayBeAtAnyAddressThatWasTried(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(1)
+		var asked atomic.Int32
+		a, b := pairConfig(t, n, lan, lan, StreamConfig{Accept: func(Socket, netip.AddrPort) bool { asked.Add(1); return true }}, StreamConfig{})
+		home, away := a.path, n.port("192.0.2.3:3", NewMux(Config{}), lan)
+		for _, row := range []struct {
+			name string
+			want int32
+		}{{"never heard", 1}, {"heard", 0}} {
+			if err := a.ChangeRemote(away, home.addr, home.id); err != nil {
+				t.Fatal(err)
+			}
+			asked.Store(0)
+			b.Heartbeat()
+			time.Sleep(time.Second)
+			if got := asked.Load(); got != row.want {
+				t.Errorf("%s: Accept was asked %d times about where the peer was before, want %d", row.name, got, row.want)
+			}
+			if err := a.ChangeRemote(home.sock, home.addr, home.id); err != nil {
+				t.Fatal(err)
+			}
 		}
 	})
 }

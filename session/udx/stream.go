@@ -159,8 +159,9 @@ func (s *Stream) Connect(sock Socket, remote netip.AddrPort, remoteID ID) error 
 }
 
 // ChangeRemote moves a connected stream to another path. Packets that are lost on the old one are sent again on the
-// new one. Packets of the peer are taken from both, until the next change. Nothing tells the peer. It returns
-// ErrNotConnected before Connect, and net.ErrClosed if the stream is closed.
+// new one. Packets of the peer are taken from both, until the next change; but if the peer has not been heard yet only from the new
+// one, and Accept is asked about all others. Nothing tells the peer. It returns ErrNotConnected before Connect, and net.ErrClosed if
+// the stream is closed.
 func (s *Stream) ChangeRemote(sock Socket, remote netip.AddrPort, remoteID ID) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -174,7 +175,9 @@ func (s *Stream) ChangeRemote(sock Socket, remote netip.AddrPort, remoteID ID) e
 	if p == s.path {
 		return nil
 	}
-	s.previous = s.path
+	if s.heard != 0 { // else the peer may be at any of the addresses that are tried
+		s.previous = s.path
+	}
 	s.setPathLocked(p)
 	s.wakeLocked()
 	return nil
