@@ -21,10 +21,10 @@ const (
 	knocksByDialled = 4
 )
 
-// mayProbe reports whether a datagram may be sent to a at all: to one host, and not into a tunnel.
-func (h *Host) mayProbe(a netip.Addr) bool {
-	broadcast := netip.AddrFrom4([4]byte{255, 255, 255, 255})
-	return a.IsValid() && !a.IsUnspecified() && !a.IsMulticast() && a != broadcast && !h.avoid(a)
+// mayProbe reports whether a datagram may be sent to an address at all: to one host, and not into a tunnel.
+func (h *Host) mayProbe(to netip.AddrPort) bool {
+	a, broadcast := to.Addr(), netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	return to.Port() != 0 && a.IsValid() && !a.IsUnspecified() && !a.IsMulticast() && a != broadcast && !h.avoid(a)
 }
 
 // isIPv6Candidate reports whether a may be probed because a peer says that it is there: a global or a unique local
@@ -196,7 +196,7 @@ func (l *link) offerAddress(a netip.AddrPort) {
 	case s == nil:
 	case l.epoch != nil:
 		l.offer(s, a, l.host.kindOf(a.Addr()))
-	case a.Port() != 0 && l.host.mayProbe(a.Addr()):
+	case l.host.mayProbe(a):
 		n := knocksByDialled
 		if l.initiator {
 			n = knocksByCaller

@@ -103,7 +103,7 @@ func (l *link) adoptLocked(s Socket) bool {
 // offer makes the address a candidate for a path. It is what every way of finding one ends in: the
 // handshake, the local network and hole punching; for datagrams from unexpected places see authentic.
 func (l *link) offer(sock Socket, remote netip.AddrPort, kind PathKind) {
-	if remote.Port() == 0 || !l.host.mayProbe(remote.Addr()) {
+	if !l.host.mayProbe(remote) {
 		return
 	}
 	if l.epoch == nil {
@@ -240,9 +240,9 @@ func (l *link) authentic(sock Socket, from netip.AddrPort, credit int, now time.
 		r.heard.Store(now.UnixNano())
 		return
 	}
+	may, kind := l.host.mayProbe(from), l.host.kindOver(sock, from.Addr()) // it asks Config.Avoid, which is not ours
 	l.mu.Lock()
-	fresh := !l.prober.heard(sock, from, probesToCheck, credit, now) && !l.closed && from.Port() != 0 && l.host.mayProbe(from.Addr())
-	kind := l.host.kindOver(sock, from.Addr())
+	fresh := !l.prober.heard(sock, from, probesToCheck, credit, now) && !l.closed && may
 	if fresh {
 		l.prober.claim(sock, from, kind, l.probesLocked(), credit, l.cur.Load(), now)
 	}

@@ -59,8 +59,9 @@ type assembly struct {
 	latest    int   // how many there were
 }
 
-// window returns the bytes the peer may have in flight, if limit may wait to be read. What is held beyond a hole has been reported and is not in
-// flight any more, so it counts only when it is too much. The window is zero rather than less than a packet.
+// window returns the bytes the peer may have in flight, if limit may wait to be read. What is held beyond a hole has been
+// reported and is not in flight any more, so it counts only when it is too much. The window is zero rather than less than a
+// packet.
 func (a *assembly) window(limit int) uint32 {
 	free := limit - a.buf.len - max(a.heldBytes-a.limit, 0)
 	if free < min(maxPayload, limit/2) {

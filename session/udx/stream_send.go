@@ -143,10 +143,10 @@ func (s *Stream) collectLocked(now instant, b *batch) bool {
 	d := &s.sender
 	if s.destroy {
 		s.destroy = false
-		s.headerLocked(FlagDestroy, d.next).put(b.beat[:])
+		h := s.headerLocked(FlagDestroy, d.next)
+		h.put(b.beat[:])
 		b.add(&s.path, b.beat[:], nil)
 		if to := &s.previous; to.sock != nil { // the peer may not have come after us yet
-			h := s.headerLocked(FlagDestroy, d.next)
 			h.ID = to.id
 			h.put(b.ack[:])
 			b.add(to, b.ack[:HeaderSize], nil)
