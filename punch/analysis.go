@@ -17,7 +17,6 @@ const (
 type analysis struct {
 	firewall dht.Firewall
 
-	open    bool // the host is known to be reachable
 	frozen  bool // later samples change nothing, because the peer has been told
 	by      []netip.AddrPort
 	samples []sample // by first appearance
@@ -56,10 +55,6 @@ func (a *analysis) add(seen, by netip.AddrPort) {
 }
 
 func (a *analysis) classify() {
-	if a.open {
-		a.firewall = dht.FirewallOpen
-		return
-	}
 	count := len(a.by)
 	if count < wantSamples {
 		return
@@ -84,8 +79,6 @@ func (a *analysis) classify() {
 func (a *analysis) conclude() {
 	switch {
 	case a.frozen || a.firewall != dht.FirewallUnknown:
-	case a.open:
-		a.firewall = dht.FirewallOpen
 	case len(a.by) == 0:
 	case len(a.samples) == 1 || a.ranked()[0].hits > 1:
 		a.firewall = dht.FirewallConsistent
@@ -95,7 +88,7 @@ func (a *analysis) conclude() {
 }
 
 // addresses returns what to tell the peer: where a consistent NAT can be reached, or the host of a random one with
-// port 0. It is nil while nothing is known, and for an open host.
+// port 0. It is nil while nothing is known.
 func (a *analysis) addresses() []netip.AddrPort {
 	switch a.firewall {
 	case dht.FirewallUnknown, dht.FirewallOpen:

@@ -109,14 +109,14 @@ type signal struct {
 	payload payload
 }
 
-func newClient(now time.Time, c client, open bool, nodes []netip.AddrPort) *client {
+func newClient(now time.Time, c client, nodes []netip.AddrPort) *client {
 	i := slices.IndexFunc(c.pairs, func(p dht.RelayPair) bool { return p.Relay == c.relay })
 	if i > 0 {
 		first := c.pairs[i]
 		c.pairs = slices.Insert(slices.Delete(slices.Clone(c.pairs), i, i+1), 0, first)
 	}
 	c.start, c.next, c.end = now, now, now.Add(talkTime)
-	c.survey = newSurvey(now, open, nodes)
+	c.survey = newSurvey(now, nodes)
 	if c.server.Port() != 0 && probeable(c.server.Addr()) {
 		c.remote.seen = c.server
 	} else {

@@ -26,7 +26,6 @@ type ClientConfig struct {
 	Server netip.AddrPort  // the server's punch socket as that node sees it
 	Relays []dht.RelayPair // the server's relays, from its handshake
 	ID     uint64          // the server's slot, from its handshake
-	Open   bool            // this host is reachable from everywhere
 	Limit  *Limit          // shared by all attempts of the host; nil: no limit
 
 	// NoFastOpen keeps the first probe back until both sides know each other's NAT.
@@ -56,7 +55,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	a.start(newClient(time.Now(), client{
 		rand: random, secret: secret, main: a.main, relay: cfg.Relay, pairs: cfg.Relays, fastOpen: !cfg.NoFastOpen,
 		limit: cfg.Limit, server: cfg.Server,
-	}, cfg.Open, cfg.Node.RecentNodes(surveyNodes)))
+	}, cfg.Node.RecentNodes(surveyNodes)))
 	return &Client{a}, nil
 }
 

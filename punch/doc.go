@@ -13,9 +13,10 @@
 //	C' ◀─ R ◀─payload: "punching"─────────────── S'
 //	C' ◀────────────── probes ─────────────────▶ S'           by the table of strategies
 //
-// A NAT is open, consistent (one public port per socket) or random (a port for each destination), as a [Client] or
+// A NAT is consistent (one public port per socket) or random (a port for each destination), as a [Client] or
 // [Server] finds out by asking some nodes how they see the socket. Two consistent NATs send to each other; if one is
-// random, 256 sockets there and many ports tried from the other side meet by chance; two random ones do not.
+// random, 256 sockets there and many ports tried from the other side meet by chance; two random ones do not. A host that
+// finds itself open after its peer was told otherwise asks, too: npm hyperdht gives up on an open host that names no address.
 //
 // Some random NATs count: each new destination gets the next port, or the one but next. A side that finds this says so with
 // two more addresses, the port expected next and the one after. Then a consistent peer tries the ports around it first, and two

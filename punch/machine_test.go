@@ -55,7 +55,7 @@ func newClientTest(t *testing.T, kind dht.Firewall) (*machineTest, *client) {
 	c := newClient(now, client{
 		rand: rand.New(rand.NewPCG(1, 1)), main: &fakeSocket{}, relay: relayB, server: serverAt, fastOpen: true,
 		pairs: []dht.RelayPair{{Relay: relayA, Peer: serverAt}, {Relay: relayB, Peer: serverAt}},
-	}, false, nodeList(20))
+	}, nodeList(20))
 	for i := range 4 {
 		seen := clientAt
 		if kind == dht.FirewallRandom {
@@ -227,7 +227,7 @@ func TestClientSendsNothingToAddressesThatAreNone(t *testing.T) {
 		c := newClient(now, client{
 			main: &fakeSocket{}, relay: relayA, server: netip.MustParseAddrPort(bad), fastOpen: true,
 			pairs: []dht.RelayPair{{Relay: relayA, Peer: serverAt}},
-		}, false, nil)
+		}, nil)
 		mt := &machineTest{t: t, now: now, m: c}
 		if mt.advance(time.Second); len(mt.out.probes) > 0 || mt.out.signals[0].payload.remoteAddress.IsValid() {
 			t.Errorf("%s: probes %v", bad, mt.out.probes)
@@ -238,7 +238,7 @@ func TestClientSendsNothingToAddressesThatAreNone(t *testing.T) {
 func newServerTest(t *testing.T) (*machineTest, *server) {
 	t.Helper()
 	now := time.Unix(1000, 0)
-	s := newServer(now, server{rand: rand.New(rand.NewPCG(1, 1)), main: &fakeSocket{}}, false, nodeList(20))
+	s := newServer(now, server{rand: rand.New(rand.NewPCG(1, 1)), main: &fakeSocket{}}, nodeList(20))
 	for _, by := range nodeList(4) {
 		s.survey.add(serverAt, by)
 	}

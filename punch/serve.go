@@ -14,7 +14,6 @@ type ServerConfig struct {
 	OpenSocket func() (Socket, error)    // as for a client
 	Secret     [32]byte                  // key of the payloads, from the handshake
 	IsRelay    func(netip.AddrPort) bool // reports whether a node is one of our own relays, now or lately
-	Open       bool                      // this host is reachable from everywhere
 	Limit      *Limit                    // shared by all attempts of the host; nil: no limit
 	Logger     *slog.Logger              // nil: discard
 }
@@ -37,7 +36,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	random, secret := newRand()
 	a.start(newServer(time.Now(), server{
 		rand: random, secret: secret, main: a.main, limit: cfg.Limit,
-	}, cfg.Open, cfg.Node.RecentNodes(surveyNodes)))
+	}, cfg.Node.RecentNodes(surveyNodes)))
 	return &Server{a, cfg.IsRelay}, nil
 }
 

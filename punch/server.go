@@ -81,9 +81,9 @@ type answer struct {
 	abort   bool // from the main socket, as the punch socket is about to go
 }
 
-func newServer(now time.Time, s server, open bool, nodes []netip.AddrPort) *server {
+func newServer(now time.Time, s server, nodes []netip.AddrPort) *server {
 	s.start, s.until = now, now.Add(askedTime)
-	s.survey = newSurvey(now, open, nodes)
+	s.survey = newSurvey(now, nodes)
 	return &s
 }
 

@@ -42,11 +42,11 @@ type survey struct {
 type testimony struct{ seen, by netip.AddrPort }
 
 // newSurvey starts a survey among nodes, the ones heard most recently first.
-func newSurvey(now time.Time, open bool, nodes []netip.AddrPort) survey {
+func newSurvey(now time.Time, nodes []netip.AddrPort) survey {
 	if len(nodes) >= surveySkipFrom {
 		nodes = append(nodes[surveySkip:len(nodes):len(nodes)], nodes[:surveySkip]...)
 	}
-	return survey{analysis: analysis{open: open}, nodes: nodes, start: now, more: now}
+	return survey{nodes: nodes, start: now, more: now}
 }
 
 // pong takes an answer: the node at by sees the socket as seen.
@@ -99,7 +99,7 @@ func (s *survey) advance(now time.Time) (ping []netip.AddrPort, wake time.Time) 
 	switch {
 	case s.done:
 		return nil, time.Time{}
-	case s.open, s.firewall == dht.FirewallConsistent, s.firewall == dht.FirewallRandom && len(s.by) > wantSamples,
+	case s.firewall == dht.FirewallConsistent, s.firewall == dht.FirewallRandom && len(s.by) > wantSamples,
 		s.pending == 0 && s.exhausted(), !now.Before(s.start.Add(surveyTime)):
 		s.end()
 		return nil, time.Time{}

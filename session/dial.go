@@ -316,7 +316,6 @@ func (h *Host) findPath(ctx context.Context, l *link, hs *handshaking, open bool
 		Server:     reply.Server,
 		Relays:     relayPairs(p.Holepunch.Relays),
 		ID:         p.Holepunch.ID,
-		Open:       !h.node.Info().Firewalled,
 		Limit:      h.guessing,
 		Logger:     l.log,
 	})

@@ -402,7 +402,6 @@ func (l *Listener) findPath(s *slot, lk *link, req *dht.HandshakeRequest, theirs
 		OpenSocket: func() (punch.Socket, error) { return h.openSocket(sink) },
 		Secret:     lk.result.HolepunchSecret(),
 		IsRelay:    l.ann.IsRelay,
-		Open:       !h.node.Info().Firewalled,
 		Limit:      h.guessing,
 		Logger:     lk.log,
 	})
