@@ -182,8 +182,10 @@ func Explain(err error) *exit.Error {
 		return reason(exit.Refused).WithTry("the same version of omegatun on both machines")
 	case errors.Is(err, session.ErrPeerClosed):
 		return reason(exit.Refused)
+	case errors.Is(err, dht.ErrNoNodes):
+		return reason(exit.Timeout).WithTry("is this machine online, and does UDP get out? omegatun ping <peer> --explain, for every step")
 	case errors.Is(err, context.DeadlineExceeded):
-		return reason(exit.Timeout)
+		return (&exit.Error{Code: exit.Timeout, Reason: "the peer was not reached in time", Err: err}).WithTry("a longer --timeout; or omegatun ping <peer> --explain, for every step")
 	}
 	e := exit.From(err)
 	return &exit.Error{Code: e.Code, Reason: plain(cause.Error()), Try: e.Try, Err: err}
