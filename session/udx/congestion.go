@@ -24,7 +24,8 @@ const (
 	maxChance       = .3              // share of loss that is made up for
 	chanceGain      = 1.25
 	extraRounds     = 5
-	burstPart       = 8 // of a bound that goes at a time
+	probePackets    = 36 // more than the path holds do to see a queue: batches of a fast path would leave one standing
+	burstPart       = 8  // of a bound that goes at a time
 	extraTime       = 100 * time.Millisecond
 )
 
@@ -236,7 +237,8 @@ func (c *congestion) updateCycle(now instant, r rateSample) {
 	done := now.sub(c.cycleAt) > max(c.shortest, c.least, shortestFloor)
 	switch gain := cycleGains[c.cycle]; {
 	case gain > 1: // until the queue shows, unless there is too little to send for that
-		done = done && (r.lost > 0 || r.inFlight >= c.target(gain) || r.appLimited)
+		enough := min(c.target(gain), int(c.capacity(gain))+probePackets*maxMTU)
+		done = done && (r.lost > 0 || r.inFlight >= enough || r.appLimited)
 	case gain < 1:
 		done = done || r.inFlight <= int(c.capacity(1))
 	}

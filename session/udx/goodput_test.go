@@ -144,3 +144,22 @@ func TestTailProbes(t *testing.T) {
 		t.Error("no timeout after more than a second")
 	}
 }
+
+// TestNoQueueIsLeftStanding has a stream alone on a fast, short path, where batches hold more than the path does.
+func TestNoQueueIsLeftStanding(t *testing.T) {
+	c := lab.Conditions{Rate: 125e6, RTT: time.Millisecond, Queue: lab.Deep}
+	w := lab.New(1)
+	p := w.NewPair(c.Link(), c.Link())
+	f := p.Flow(udx.StreamConfig{ID: 1}, udx.StreamConfig{ID: 2})
+	const from, to, step = time.Second, 2 * time.Second, 10 * time.Millisecond
+	var sum time.Duration
+	for at := from; at < to; at += step {
+		w.Run(at)
+		sum += f.From.Stats().RTT
+	}
+	if mean := sum / ((to - from) / step); mean > 2*c.RTT {
+		t.Errorf("a round trip of %v takes %v", c.RTT, mean)
+	} else {
+		t.Logf("a round trip of %v takes %v", c.RTT, mean)
+	}
+}
