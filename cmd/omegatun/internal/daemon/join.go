@@ -165,13 +165,14 @@ func Explain(err error) *exit.Error {
 	if d, ok := errors.AsType[*session.DialError](err); ok {
 		cause = d.Err
 	}
+	const everyStep = "omegatun ping <peer> --explain, for every step"
 	reason := func(code exit.Code) *exit.Error {
 		return &exit.Error{Code: code, Reason: plain(cause.Error()), Err: err}
 	}
 	_, noPath := errors.AsType[*session.NoPathError](err)
 	switch {
 	case noPath:
-		return reason(exit.NoPath).WithTry("omegatun ping <peer> --explain, for every step")
+		return reason(exit.NoPath).WithTry(everyStep)
 	case errors.Is(err, session.ErrNotFound):
 		return reason(exit.NotFound).WithTry("is omegatun up on the other machine, and is the key right?")
 	case errors.Is(err, session.ErrNoAnswer):
@@ -183,9 +184,9 @@ func Explain(err error) *exit.Error {
 	case errors.Is(err, session.ErrPeerClosed):
 		return reason(exit.Refused)
 	case errors.Is(err, dht.ErrNoNodes):
-		return reason(exit.Timeout).WithTry("is this machine online, and does UDP get out? omegatun ping <peer> --explain, for every step")
+		return reason(exit.Timeout).WithTry("is this machine online, and does UDP get out? " + everyStep)
 	case errors.Is(err, context.DeadlineExceeded):
-		return (&exit.Error{Code: exit.Timeout, Reason: "the peer was not reached in time", Err: err}).WithTry("a longer --timeout; or omegatun ping <peer> --explain, for every step")
+		return exit.Wrap(exit.Timeout, err, "the peer was not reached in time").WithTry("a longer --timeout; or " + everyStep)
 	}
 	e := exit.From(err)
 	return &exit.Error{Code: e.Code, Reason: plain(cause.Error()), Try: e.Try, Err: err}
