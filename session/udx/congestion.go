@@ -14,6 +14,7 @@ const (
 
 	fullGrowth = 1.25 // startup ends when a round does not bring this much
 	fullRounds = 3    // for so many rounds
+	fullQueue  = 1.5  // of what the path holds must be in flight to show that, and of a round trip be seen to show a queue
 
 	bandwidthRounds = 10
 	shortestWidth   = 10 * time.Second
@@ -78,6 +79,7 @@ type congestion struct {
 	fullRate    float64
 	fullCount   int
 	roundRTT    time.Duration // shortest round trip of this round, until full
+	roundPeak   int           // most in flight in this round, until full
 	queuedCount int           // rounds in a row in which there was a queue all the time, until full
 	cycle       int
 	cycleAt     instant
@@ -256,17 +258,19 @@ func (c *congestion) updateFull(r rateSample) {
 	if r.rtt > 0 && (c.roundRTT == 0 || r.rtt < c.roundRTT) {
 		c.roundRTT = r.rtt
 	}
+	c.roundPeak = max(c.roundPeak, r.inFlight+r.acked)
 	if !c.newRound {
 		return
 	}
-	if queued := c.roundRTT > c.shortest*3/2+pacerQuantum; queued && !r.disordered && !r.appLimited {
+	if queued := c.roundRTT > time.Duration(fullQueue*float64(c.shortest))+pacerQuantum; queued && !r.disordered && !r.appLimited {
 		c.queuedCount++
 	} else {
 		c.queuedCount = 0
 	}
-	c.roundRTT = 0
 	c.full = c.queuedCount >= fullRounds
-	if r.appLimited {
+	enough := c.roundPeak > max(int(c.capacity(fullQueue)), initialWindow)
+	c.roundRTT, c.roundPeak = 0, 0
+	if r.appLimited && !enough {
 		return
 	}
 	if bw := c.bandwidth.get(); bw >= c.fullRate*fullGrowth {
@@ -355,6 +359,7 @@ func (c *congestion) endProbe(now instant, r rateSample) {
 		}
 	}
 	c.restore()
+	c.rivals.resume()
 	if c.full {
 		c.cruise(now)
 	} else {

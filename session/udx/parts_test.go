@@ -582,6 +582,77 @@ func TestRivalsKeepTheirPart(t *testing.T) {
 	}
 }
 
+// TestRivalsGrowAnewAfterAPause has no queue for a while because little was in flight.
+func TestRivalsGrowAnewAfterAPause(t *testing.T) {
+	const path = 300 * maxMTU
+	const base = 40 * time.Millisecond
+	var v rivals
+	now := instant(1)
+	round := func(rtt time.Duration) {
+		now = now.add(rtt)
+		v.acked(now, rateSample{rtt: rtt, inFlight: v.limit(path)}, true, true, path, base, base*9/8)
+	}
+	for range rivalCalm {
+		round(base)
+	}
+	for range rivalSeen {
+		round(2 * base)
+	}
+	first := v.growth
+	for range 6 {
+		round(base)
+	}
+	bound := v.bound
+	if first == 0 || v.growth < 2*first || bound == 0 {
+		t.Fatalf("growth %d after %d: %+v", v.growth, first, v)
+	}
+	v.resume()
+	if v.growth >= 2*first {
+		t.Errorf("grows by %d bytes after a pause, want about %d", v.growth, first)
+	}
+	round(base)
+	if got := v.bound - bound; got < first || got >= 2*first {
+		t.Errorf("grew by %d bytes in the first round after a pause, want about %d", got, first)
+	}
+	v.acked(now, rateSample{rtt: base}, false, true, path, base, base*9/8)
+	v.resume()
+	round(2 * base)
+	if v.cuts != 1 {
+		t.Errorf("a round trip of before the pause hides the queue after it: %+v", v)
+	}
+}
+
+// TestStartupEndsWhenThePathIsFull has the peer take no more than a window, which leaves the sender nothing to send.
+func TestStartupEndsWhenThePathIsFull(t *testing.T) {
+	const rate = 1e6 // bytes per second
+	const base = 100 * time.Millisecond
+	const path = rate / 10
+	for _, c := range []struct {
+		name   string
+		flight int // bytes
+		ends   bool
+	}{
+		{"a window of half the path", path / 2, false},
+		{"a window of the path", path, false},
+		{"a window that leaves a queue", 2 * path, true},
+	} {
+		d := newCongestion()
+		now, delivered := instant(1), int64(0)
+		for range 10 {
+			rtt := max(base, time.Duration(float64(c.flight)/rate*float64(time.Second)))
+			now = now.add(rtt)
+			prior := delivered
+			delivered += int64(c.flight)
+			bandwidth := float64(c.flight) / rtt.Seconds()
+			// The queue may be gone at times, as after a loss.
+			d.acked(now, rateSample{bandwidth: bandwidth, rtt: base, prior: prior, acked: c.flight, appLimited: true}, delivered)
+		}
+		if d.full != c.ends {
+			t.Errorf("%s: startup ended: %v", c.name, d.full)
+		}
+	}
+}
+
 func TestRivalsGiveUpOnOthersThatDoNot(t *testing.T) {
 	const base = 40 * time.Millisecond
 	var v rivals

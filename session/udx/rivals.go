@@ -33,7 +33,7 @@ const (
 	// The bound grows by rivalStep packets for one with a packet in flight, rivalRise times as much in each round after the
 	// first, and at most by a rivalFast-th of itself.
 	rivalStep  = 2
-	rivalPower = .25
+	rivalPower = .1
 	rivalRise  = 1.5
 	rivalFast  = 4
 
@@ -163,7 +163,19 @@ func (v *rivals) cut(now instant, bound int) {
 	v.cuts++
 	v.cutAt, v.settling = now, true
 	v.bound = max(bound, v.floor)
+	v.regrow()
+}
+
+// regrow has the bound grow from the beginning.
+func (v *rivals) regrow() {
 	v.growth = int(rivalStep * maxMTU * math.Pow(float64(v.bound)/maxMTU, rivalPower))
+}
+
+// resume takes that rounds begin again after some in which little was in flight. That there was no queue in these shows
+// nothing.
+func (v *rivals) resume() {
+	v.rtt, v.peak = 0, 0
+	v.regrow()
 }
 
 // explains reports whether what is lost now is due to a queue that all share; crowded is a round trip that shows one.
