@@ -33,8 +33,7 @@ With --json: {"schema":1,"key","name","ipv6","ipv4","relay"}.`,
 			p := config.Peer{Name: name, Relay: relay}
 			var err error
 			if p.Key, err = key.ParsePublic(args[0]); err != nil {
-				return exit.New(exit.Usage, "%q is %w", args[0], err).
-					WithTry("copy the whole key: on the other machine, omegatun id prints it")
+				return config.NotKey(args[0], err)
 			}
 			if ipv4 != "" {
 				if p.IPv4, err = config.ParseIPv4(ipv4); err != nil {

@@ -29,19 +29,39 @@ var z32 = base32.NewEncoding("ybndrfg8ejkmcpqxot1uwisza345h769").WithPadding(bas
 // textLen is the length of a key in z-base-32; its last character carries one bit.
 const textLen = 52
 
-// ErrInvalid is wrapped by every error of [ParsePublic].
-var ErrInvalid = errors.New("not a public key")
+// What the errors of [ParsePublic] wrap.
+var (
+	// ErrInvalid is wrapped by every error of [ParsePublic].
+	ErrInvalid = errors.New("not a public key")
+	// ErrSecret is wrapped as well if the text is no key but a secret, which must not be shown.
+	ErrSecret = errors.New("a secret connection string of holesail")
+)
+
+// What the connection strings of npm holesail begin with. Behind the first stands the server's public key. Behind the
+// second stands a text whose SHA-256 hash is the seed of both ends' identity.
+const (
+	holesailPublic = "hs://0000"
+	holesailSecret = "hs://s"
+)
 
 // Public is an Ed25519 public key: the address of a peer. The zero value is no key.
 type Public [32]byte
 
-// ParsePublic reads a key as 52 characters of z-base-32 or 64 of hex. A leading "pear://" is dropped, and so
-// is everything from the next slash. Letters may be upper or lower case. It does not check that the key is a
-// point on the curve. The error wraps [ErrInvalid] and says what is wrong.
+// ParsePublic reads a key as 52 characters of z-base-32 or 64 of hex. A leading "pear://" is dropped, or "hs://0000" as npm
+// holesail has it, and so is everything from the next slash. Letters may be upper or lower case. It does not check that the
+// key is a point on the curve. The error wraps [ErrInvalid] and says what is wrong, without quoting s; it wraps [ErrSecret]
+// too if s must not be quoted.
 func ParsePublic(s string) (Public, error) {
-	text := strings.TrimPrefix(strings.TrimSpace(s), "pear://")
+	text := strings.ToLower(strings.TrimSpace(s))
+	if strings.HasPrefix(text, holesailSecret) {
+		return Public{}, fmt.Errorf("%w: it is %w", ErrInvalid, ErrSecret)
+	}
+	if rest, ok := strings.CutPrefix(text, "pear://"); ok {
+		text = rest
+	} else {
+		text = strings.TrimPrefix(text, holesailPublic)
+	}
 	text, _, _ = strings.Cut(text, "/")
-	text = strings.ToLower(text)
 	var k Public
 	switch len(text) {
 	case hex.EncodedLen(len(k)):

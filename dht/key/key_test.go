@@ -129,6 +129,7 @@ func TestParsePublic(t *testing.T) {
 	want := FromSeed([SeedSize]byte{}).Public()
 	for _, s := range []string{
 		z, x, strings.ToUpper(z), strings.ToUpper(x), " " + z + "\n", "pear://" + z, "pear://" + z + "/path?x=/", x + "/a",
+		"hs://0000" + z, "hs://0000" + x, "HS://0000" + strings.ToUpper(z),
 	} {
 		if got, err := ParsePublic(s); err != nil || got != want {
 			t.Errorf("ParsePublic(%q) = %v, %v, want %v", s, got, err, want)
@@ -143,10 +144,29 @@ func TestParsePublic(t *testing.T) {
 		"unused bits set":          z[:51] + "b",
 		"other scheme":             "https://" + z,
 		"52 bytes, not 52 letters": strings.Repeat("é", 26),
+		"holesail's of nothing":    "hs://0000",
+		"holesail's cut":           "hs://0000" + z[1:],
+		"holesail's in another":    "pear://hs://0000" + z,
+		"another of holesail's":    "hs://000" + z,
 	} {
 		if k, err := ParsePublic(s); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%s: ParsePublic(%q) = %v, %v, want ErrInvalid", name, s, k, err)
 		}
+	}
+}
+
+func TestParsePublicKeepsSecrets(t *testing.T) {
+	const secret = "3b6a27bcceb6a42d62a3a8d02a6f0d73653215771de243a63ac048a18b59da29"
+	for _, s := range []string{"hs://s000" + secret, " HS://S000" + secret + "\n", "hs://s"} {
+		k, err := ParsePublic(s)
+		if !errors.Is(err, ErrInvalid) || !errors.Is(err, ErrSecret) {
+			t.Errorf("ParsePublic(%q) = %v, %v, want ErrInvalid and ErrSecret", s, k, err)
+		} else if strings.Contains(err.Error(), secret) {
+			t.Errorf("ParsePublic(%q): %v, want nothing of the secret", s, err)
+		}
+	}
+	if _, err := ParsePublic("hs://0000"); errors.Is(err, ErrSecret) {
+		t.Errorf("what is no secret: %v", err)
 	}
 }
 
@@ -219,6 +239,8 @@ func TestParseTarget(t *testing.T) {
 func FuzzParsePublic(f *testing.F) {
 	f.Add("8pinxxgqs41n4aididenw5apqp1urfmzdztr8jt4abrkdn435ewo")
 	f.Add("pear://3b6a27bcceb6a42d62a3a8d02a6f0d73653215771de243a63ac048a18b59da29/x")
+	f.Add("hs://00008pinxxgqs41n4aididenw5apqp1urfmzdztr8jt4abrkdn435ewo")
+	f.Add("hs://s0003b6a27bcceb6a42d62a3a8d02a6f0d73653215771de243a63ac048a18b59da29")
 	f.Add("")
 	f.Fuzz(func(t *testing.T, s string) {
 		k, err := ParsePublic(s)

@@ -194,6 +194,10 @@ func TestFind(t *testing.T) {
 		{"nobody", "nobody", key.Public{}, exit.UnknownPeer, "no listed peer is called"},
 		{"nothing", "", key.Public{}, exit.UnknownPeer, "no listed peer is called"},
 		{"a key that was cut", testKey(9).String()[:50], key.Public{}, exit.Usage, "it has 50 characters"},
+		{"holesail's connection string", "hs://0000" + testKey(2).String(), testKey(2), exit.OK, ""},
+		{"holesail's cut", "hs://0000" + testKey(2).String()[:50], key.Public{}, exit.Usage, "it has 50 characters"},
+		{"holesail's secret", "hs://s000" + testKey(2).Hex(), key.Public{}, exit.Usage, "this is not a public key: it is a secret"},
+		{"holesail's short secret", "hs://s000a", key.Public{}, exit.Usage, "this is not a public key: it is a secret"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p, err := peers.Find(tt.arg)

@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -77,12 +78,8 @@ func (ps Peers) Find(arg string) (Peer, error) {
 	case len(found) > 1:
 		return Peer{}, exit.New(exit.UnknownPeer, "%q is the beginning of %d keys: %s", arg, len(found), found.brief()).
 			WithTry("more characters of the key, or the peer's name")
-	case len(text) > 32: // was meant to be a key
-		if len(arg) > 100 {
-			arg = arg[:80] + "…"
-		}
-		return Peer{}, exit.New(exit.Usage, "%q is %w", arg, keyErr).
-			WithTry("copy the whole key: on the other machine, omegatun id prints it")
+	case len(text) > 32 || errors.Is(keyErr, key.ErrSecret): // was meant to be a key
+		return Peer{}, NotKey(arg, keyErr)
 	}
 	reason := fmt.Sprintf("no listed peer is called %q, and no listed key begins with it", arg)
 	if len(text) < MinPrefix {
@@ -93,6 +90,19 @@ func (ps Peers) Find(arg string) (Peer, error) {
 		return Peer{}, err.WithTry("the whole key (52 characters); names are for listed peers: omegatun add <key> --name <name>")
 	}
 	return Peer{}, err.WithTry("the whole key (52 characters), or one of: %s", ps.brief())
+}
+
+// NotKey returns what to say of arg, which was to be a key, after [key.ParsePublic] returned err.
+func NotKey(arg string, err error) *exit.Error {
+	if errors.Is(err, key.ErrSecret) { // and the message may go into a log
+		return exit.New(exit.Usage, "this is %w", err).WithTry("be its identity, in a folder of its own, which prints the key to use there:\n" +
+			"read -rs s; printf %%s \"${s#hs://s000}\" | sha256sum | cut -c-64 | omegatun --state <folder> key import -")
+	}
+	if len(arg) > 100 {
+		arg = arg[:80] + "…"
+	}
+	return exit.New(exit.Usage, "%q is %w", arg, err).
+		WithTry("copy the whole key: on the other machine, omegatun id prints it")
 }
 
 // brief lists names, or keys where there is no name, for a message.
