@@ -40,7 +40,7 @@ does not answer, or ended the stream with an error. 9: it took too long.`,
 			return e.connect(cmd.Context(), args[0], timeout)
 		},
 	}
-	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long to try")
+	timeVar(cmd.Flags(), &timeout, "timeout", "", 30*time.Second, "how long to try")
 	return cmd
 }
 

@@ -79,11 +79,14 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return int(exit.OK)
 	}
 	failure := exit.From(err)
+	if failure.Code == exit.Usage && failure.Try == "" {
+		failure = failure.WithTry("%s --help", cmd.CommandPath())
+	}
 	if failure.Code == exit.Interrupted || ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
 		failure = exit.New(exit.Interrupted, "interrupted")
 	}

@@ -50,8 +50,8 @@ it. 8: it refused, or does not answer. 9: nothing came back, or no DHT node answ
 			if explain && !cmd.Flags().Changed("timeout") {
 				timeout = explainTime
 			}
-			if count < 0 || interval < time.Millisecond || timeout < time.Millisecond {
-				return exit.New(exit.Usage, "-c must not be negative, -i and --timeout are at least 1ms")
+			if count < 0 {
+				return exit.New(exit.Usage, "-c must not be negative").WithTry("-c 0, to go on until Ctrl-C")
 			}
 			p, err := e.findOther(args[0])
 			if err != nil {
@@ -71,8 +71,8 @@ it. 8: it refused, or does not answer. 9: nothing came back, or no DHT node answ
 	}
 	cmd.Flags().BoolVar(&explain, "explain", false, "tell how the connection comes about, or why not")
 	cmd.Flags().IntVarP(&count, "count", "c", 5, "how many probes; 0: until Ctrl-C")
-	cmd.Flags().DurationVarP(&interval, "interval", "i", time.Second, "`time` between probes")
-	cmd.Flags().DurationVar(&timeout, "timeout", 10*time.Second, "`time` to wait for the connection, and for an answer")
+	timeVar(cmd.Flags(), &interval, "interval", "i", time.Second, "`time` between probes")
+	timeVar(cmd.Flags(), &timeout, "timeout", "", 10*time.Second, "`time` to wait for the connection, and for an answer")
 	return cmd
 }
 

@@ -92,18 +92,21 @@ type target struct {
 
 func (t target) String() string { return net.JoinHostPort(t.host, strconv.Itoa(int(t.port))) }
 
+// tryTarget says what [parseTarget] reads.
+const tryTarget = "the TCP port of a server on this machine, for example 22, or host:port, for example db.lan:5432"
+
 // parseTarget reads a port of this machine, or host:port.
 func parseTarget(arg string) (target, error) {
 	host, text := "localhost", arg
 	if strings.Contains(arg, ":") {
 		var err error
 		if host, text, err = net.SplitHostPort(arg); err != nil || host == "" {
-			return target{}, exit.New(exit.Usage, "%q is neither a port nor host:port", arg)
+			return target{}, exit.New(exit.Usage, "%q is neither a port nor host:port", arg).WithTry("%s", tryTarget)
 		}
 	}
 	port, err := parsePort(text)
 	if err != nil || port == 0 {
-		return target{}, exit.New(exit.Usage, "%q: the port is not a number between 1 and 65535", arg)
+		return target{}, exit.New(exit.Usage, "%q: the port is not a number between 1 and 65535", arg).WithTry("%s", tryTarget)
 	}
 	return target{host, port}, nil
 }

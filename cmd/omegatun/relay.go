@@ -67,9 +67,9 @@ type relayFlags struct {
 func (f *relayFlags) config() (*relay.Config, error) {
 	const most = 100_000 // Mbit/s, links
 	switch {
-	case f.rate < 0 || f.rate > most || f.rate > 0 && f.rate < 0.001:
-		return nil, exit.New(exit.Usage, "--rate must be between 0.001 and %d Mbit/s", most)
-	case f.linksPerKey < 1 || f.links < 1 || f.links > most:
+	case f.rate != 0 && !(f.rate >= 0.001 && f.rate <= most): // NaN is neither
+		return nil, exit.New(exit.Usage, "--rate must be between 0.001 and %d Mbit/s", most).WithTry("leave it out, for no limit")
+	case f.linksPerKey < 1 || f.linksPerKey > most || f.links < 1 || f.links > most:
 		return nil, exit.New(exit.Usage, "--links and --links-per-key must be between 1 and %d", most)
 	}
 	return &relay.Config{LinksPerKey: f.linksPerKey, Links: f.links, Rate: int(f.rate * 1e6 / 8)}, nil

@@ -37,6 +37,6 @@ to it. 8: it does not answer. 9: it took too long.`,
 			return client.Wait(cmd.Context(), peer, timeout)
 		},
 	}
-	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait")
+	timeVar(cmd.Flags(), &timeout, "timeout", "", 30*time.Second, "how long to wait")
 	return cmd
 }
