@@ -16,6 +16,8 @@ const (
 	fullRounds = 3    // for so many rounds
 	fullQueue  = 1.5  // of what the path holds must be in flight to show that, and of a round trip be seen to show a queue
 
+	starvedPart = 4 // of a round trip with nothing to send is long
+
 	bandwidthRounds = 10
 	shortestWidth   = 10 * time.Second
 	shortestFloor   = time.Millisecond // acknowledgements and timers are not finer
@@ -80,6 +82,8 @@ type congestion struct {
 	fullCount   int
 	roundRTT    time.Duration // shortest round trip of this round, until full
 	roundPeak   int           // most in flight in this round, until full
+	starvedAt   instant       // since when there is nothing to send; zero: there is
+	busy        int           // rounds since there was nothing to send for long, until full
 	queuedCount int           // rounds in a row in which there was a queue all the time, until full
 	cycle       int
 	cycleAt     instant
@@ -161,7 +165,7 @@ func (c *congestion) acked(now instant, r rateSample, delivered int64) {
 		c.updateBounds(now, r)
 	}
 	c.updateCycle(now, r)
-	c.updateFull(r)
+	c.updateFull(now, r)
 	c.updateDrain(now, r)
 	c.updateShortest(now, r, delivered)
 	c.setRate()
@@ -251,7 +255,7 @@ func (c *congestion) updateCycle(now instant, r rateSample) {
 	}
 }
 
-func (c *congestion) updateFull(r rateSample) {
+func (c *congestion) updateFull(now instant, r rateSample) {
 	if c.full {
 		return
 	}
@@ -268,7 +272,11 @@ func (c *congestion) updateFull(r rateSample) {
 		c.queuedCount = 0
 	}
 	c.full = c.queuedCount >= fullRounds
-	enough := c.roundPeak > max(int(c.capacity(fullQueue)), initialWindow)
+	if c.busy++; c.starvedLong(now) {
+		c.busy = 0
+	}
+	// Otherwise the peer's window is the limit, and what is held for the peer; for moments then, if so much was in flight.
+	enough := c.busy > 1 && c.roundPeak > int(c.capacity(fullQueue))
 	c.roundRTT, c.roundPeak = 0, 0
 	if r.appLimited && !enough {
 		return
@@ -424,6 +432,26 @@ func (c *congestion) setWindow(r rateSample, delivered int64) {
 func (c *congestion) restore() {
 	c.window = max(c.window, c.priorWin)
 	c.priorWin = 0
+}
+
+// starved tells that there is nothing to send although the network would take more.
+func (c *congestion) starved(now instant) {
+	if c.starvedAt == 0 {
+		c.starvedAt = now
+	}
+}
+
+// starvedLong reports whether there has been nothing to send for so long that it shows in what is delivered.
+func (c *congestion) starvedLong(now instant) bool {
+	return c.starvedAt != 0 && now.sub(c.starvedAt) > c.shortest/starvedPart
+}
+
+// fed tells that a packet is about to go.
+func (c *congestion) fed(now instant) {
+	if c.starvedLong(now) {
+		c.busy = 0
+	}
+	c.starvedAt = 0
 }
 
 // sending tells that a packet is about to go with nothing else in flight.

@@ -629,18 +629,25 @@ func TestStartupEndsWhenThePathIsFull(t *testing.T) {
 	const path = rate / 10
 	for _, c := range []struct {
 		name   string
-		flight int // bytes
+		flight int           // bytes
+		idle   time.Duration // in each round, with nothing to send
 		ends   bool
 	}{
-		{"a window of half the path", path / 2, false},
-		{"a window of the path", path, false},
-		{"a window that leaves a queue", 2 * path, true},
+		{"a window of half the path", path / 2, 0, false},
+		{"a window of the path", path, 0, false},
+		{"a window that leaves a queue", 2 * path, 0, true},
+		{"which is filled from time to time", 2 * path, base / 2, false},
+		{"and a writer who is late", 2 * path, base / 100, true},
 	} {
 		d := newCongestion()
 		now, delivered := instant(1), int64(0)
 		for range 10 {
 			rtt := max(base, time.Duration(float64(c.flight)/rate*float64(time.Second)))
 			now = now.add(rtt)
+			if c.idle > 0 {
+				d.starved(now.add(-c.idle))
+				d.fed(now)
+			}
 			prior := delivered
 			delivered += int64(c.flight)
 			bandwidth := float64(c.flight) / rtt.Seconds()

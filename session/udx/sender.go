@@ -710,6 +710,7 @@ func (s *sender) pick(now instant, more bool) *packet {
 		if p == nil || more && p == s.queue.last && p.n < s.payloadSize() && p.flags&FlagEnd == 0 && s.flight.len > 0 {
 			if s.flightCost < s.congestion.window {
 				s.rate.limited(s.flightCost)
+				s.congestion.starved(now)
 			}
 			return nil
 		}
@@ -751,6 +752,7 @@ func (s *sender) highest() *packet {
 
 // sent books a packet that pick returned as sent at now. It returns the padding to send it with.
 func (s *sender) sent(now instant, p *packet) (padding int) {
+	s.congestion.fed(now)
 	if s.flight.len == 0 {
 		s.congestion.sending(s.rate.appLimited != 0)
 		s.pacer.setRate(now, s.congestion.rate, s.congestion.burst())
