@@ -91,6 +91,9 @@ func New(cfg Config) (*Node, error) {
 	if cfg.Client == cfg.Server {
 		return nil, errors.New("dht: client and server socket must differ")
 	}
+	if cfg.Mode > Persistent {
+		return nil, fmt.Errorf("dht: there is no mode %d", cfg.Mode)
+	}
 	if cfg.Bootstrap == nil {
 		cfg.Bootstrap = PublicBootstrap()
 	}

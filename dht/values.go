@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"iter"
 	"net/netip"
-	"slices"
 
 	"omegatun/dht/compact"
 	"omegatun/dht/key"
@@ -72,8 +71,8 @@ func (n *Node) topicReply(f found) (TopicReply, bool) {
 }
 
 // Announce stores under topic that the owner of k can be reached, by way of relays, of which the first three
-// count. Nodes keep that for 13 to 27 minutes. It fails with [ErrNoNodes], or the refusal of a node if none
-// accepted.
+// count, and only those with an IPv4 address. Nodes keep that for 13 to 27 minutes. It fails with [ErrNoNodes], or the
+// refusal of a node if none accepted.
 func (n *Node) Announce(ctx context.Context, topic key.Target, k key.Private, relays []netip.AddrPort) (Stored, error) {
 	q := n.StartAnnounce(ctx, topic, k, relays)
 	err := q.Wait()
@@ -87,7 +86,12 @@ func (n *Node) StartAnnounce(
 	if k.IsZero() {
 		return failedQuery[TopicReply](n, errNoKey)
 	}
-	r := Record{Key: k.Public(), Relays: slices.Clone(relays)}
+	r := Record{Key: k.Public()}
+	for _, a := range relays {
+		if a = unmap(a); usable(a) && len(r.Relays) < maxRecordRelays {
+			r.Relays = append(r.Relays, a)
+		}
+	}
 	spec := lookupSpec{target: topic, command: cmdLookup}
 	return startQuery(ctx, n, spec, n.topicReply, func(f found) (callSpec, bool) {
 		m := announceMessage{peer: some(r)}
@@ -150,7 +154,7 @@ func (n *Node) GetImmutable(ctx context.Context, target key.Target) ([]byte, err
 
 // PutMutable stores value under k's public key, in place of values with lower sequence numbers. If another
 // value was stored with the same number, or any with a higher one, nodes refuse with a [ReplyError]; that is the
-// error if all do.
+// error if all do. A sequence number has at most 53 bits.
 func (n *Node) PutMutable(ctx context.Context, k key.Private, seq uint64, value []byte) (Stored, error) {
 	if k.IsZero() {
 		return Stored{}, errNoKey
@@ -159,7 +163,7 @@ func (n *Node) PutMutable(ctx context.Context, k key.Private, seq uint64, value 
 		return Stored{}, ErrTooLarge
 	}
 	if seq > compact.MaxUint {
-		return Stored{}, fmt.Errorf("dht: sequence number %d is too large", seq)
+		return Stored{}, errSeq(seq)
 	}
 	put := mutablePut{key: k.Public(), record: signMutable(k, seq, value)}
 	wire := put.encode()
@@ -167,6 +171,11 @@ func (n *Node) PutMutable(ctx context.Context, k key.Private, seq uint64, value 
 	return n.storeAt(ctx, spec, func(found) (callSpec, bool) {
 		return callSpec{command: cmdMutablePut, value: wire}, true
 	})
+}
+
+// errSeq says that no value can have the sequence number seq.
+func errSeq(seq uint64) error {
+	return fmt.Errorf("dht: sequence number %d is too large, the highest is %d", seq, uint64(compact.MaxUint))
 }
 
 // MutableValues yields the values stored under k with a sequence number of at least seq, as the answers come:
@@ -178,6 +187,9 @@ func (n *Node) MutableValues(ctx context.Context, k key.Public, seq uint64) iter
 
 // StartMutableValues does what [Node.MutableValues] does, as a running query.
 func (n *Node) StartMutableValues(ctx context.Context, k key.Public, seq uint64) *Query[MutableReply] {
+	if seq > compact.MaxUint { // no node would answer
+		return failedQuery[MutableReply](n, errSeq(seq))
+	}
 	spec := lookupSpec{target: k.Target(), command: cmdMutableGet, value: compact.AppendUint(nil, seq)}
 	return startQuery(ctx, n, spec, func(f found) (MutableReply, bool) {
 		m, err := parseMutable(f.value)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -57,6 +58,31 @@ func TestTopics(t *testing.T) {
 		time.Sleep(30 * time.Minute)
 		if got := lookup(); len(got) != 0 {
 			t.Errorf("after half an hour: %v", got)
+		}
+	})
+}
+
+func TestAnnounceLeavesOutWhatIsNoAddress(t *testing.T) {
+	bubble(t, func(t *testing.T, w *testNet) {
+		n := w.peer(false, w.members(3)[0])
+		topic, k := key.Hash([]byte("topic")), key.Generate()
+		relays := append(addrList("[2001:db8::1]:1", "[::ffff:1.1.1.1]:1", "2.2.2.2:0", "2.2.2.2:2", "3.3.3.3:3", "4.4.4.4:4"), netip.AddrPort{})
+		if _, err := n.Announce(t.Context(), topic, k, relays); err != nil {
+			t.Fatal(err)
+		}
+		answers := 0
+		for r, err := range n.Lookup(t.Context(), topic) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := Record{Key: k.Public(), Relays: addrList("1.1.1.1:1", "2.2.2.2:2", "3.3.3.3:3")}
+			if len(r.Peers) != 1 || !r.Peers[0].Equal(want) {
+				t.Errorf("%+v, want %+v", r.Peers, want)
+			}
+			answers++
+		}
+		if answers == 0 {
+			t.Error("nobody has it")
 		}
 	})
 }
@@ -116,6 +142,13 @@ func TestMutable(t *testing.T) {
 		}
 		if _, err := a.PutMutable(t.Context(), k, 1<<60, nil); err == nil {
 			t.Error("put with a seq that the reference cannot read")
+		}
+		began := time.Now()
+		if _, err := b.GetMutable(t.Context(), k.Public(), 1<<60); err == nil || errors.Is(err, ErrNoNodes) || time.Since(began) > 0 {
+			t.Errorf("get of a seq that no node can read: %v after %v, want an error about the seq at once", err, time.Since(began))
+		}
+		if m, err := b.FirstMutable(t.Context(), k.Public(), 1<<60); err == nil || errors.Is(err, ErrNoNodes) {
+			t.Errorf("the first of a seq that no node can read: %+v, %v, want an error about the seq", m, err)
 		}
 		if _, err := a.PutMutable(t.Context(), k, 9, make([]byte, MaxValue+1)); !errors.Is(err, ErrTooLarge) {
 			t.Errorf("put of too much: %v", err)
