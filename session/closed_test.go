@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"errors"
+	"io"
 	"net/netip"
 	"testing"
 	"testing/synctest"
@@ -63,6 +64,41 @@ func TestCloseEndsDials(t *testing.T) {
 		if stages[StageFind] == 0 || stages[StageHandshake] == 0 || stages[StagePath] == 0 {
 			t.Errorf("stages in which it was closed: %v, want all", stages)
 		}
+	})
+}
+
+// What was sent on a stream that nobody has accepted has not arrived, and must not seem to.
+func TestStreamsThatNobodyAcceptsBreak(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
+		ha, hb, _, _ := w.homes()
+		b := w.end(hb)
+		l, err := b.Listen(b.cfg.Identity, ListenConfig{Admit: func(Caller) error { return nil }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Announced(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		a := w.end(ha)
+		c, err := a.Dial(t.Context(), b.public(), DialConfig{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Write([]byte("a transfer")); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+		if b, err := io.ReadAll(c); err == nil {
+			t.Errorf("the client reads %q and the end, want an error", b)
+		}
+		c.Close()
 	})
 }
 

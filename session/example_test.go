@@ -123,6 +123,47 @@ func ExampleHost_Listen() {
 	// a stranger: true
 }
 
+// Who knows no key can look for a topic. Whoever listens announces it under that, with the addresses at which it is reached best.
+func ExampleListener_Addresses() {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	first := host(nil)
+	defer first.Close()
+	topic := key.Hash([]byte("a game of chess"))
+
+	server := host(first)
+	defer server.Close()
+	identity := key.Generate()
+	listener, err := server.Listen(identity, session.ListenConfig{Admit: func(session.Caller) error { return nil }})
+	if err != nil {
+		panic(err)
+	}
+	defer listener.Close()
+	if err := listener.Announced(ctx); err != nil {
+		panic(err)
+	}
+	if _, err := server.Node().Announce(ctx, topic, identity, listener.Addresses()); err != nil { // again every ten minutes
+		panic(err)
+	}
+
+	client := host(first)
+	defer client.Close()
+	for reply, err := range client.Node().Lookup(ctx, topic) {
+		if err != nil {
+			panic(err)
+		}
+		for _, peer := range reply.Peers { // anyone may announce anything: who has the key shows in the handshake
+			conn, err := client.Dial(ctx, peer.Key, session.DialConfig{Relays: peer.Relays})
+			if err != nil {
+				continue
+			}
+			fmt.Println("connected:", conn.RemoteKey() == identity.Public(), len(peer.Relays) > 0)
+			_ = conn.Close()
+		}
+	}
+	// Output: connected: true true
+}
+
 // Both ends of a pipe between two machines: what goes into one's standard input comes out of the other's standard output.
 // Here both inputs are short texts.
 func ExampleListener_Accept() {

@@ -30,6 +30,9 @@ const (
 	dialsAtOnce    = 16 // attempts to reach listed peers that run at the same time
 	maintainEvery  = 500 * time.Millisecond
 	sleepThreshold = 15 * time.Second // a longer pause between two rounds means that the machine slept
+
+	maxConfigMTU = 65_535 // of Config.MTU
+	maxReceivers = 64     // of Config.Receivers: each takes a socket and an arena
 )
 
 // Config says how a [Host] is to work. Identity is required; the zero value of everything else works.
@@ -64,17 +67,17 @@ type Config struct {
 	// OnPeer is told when a Peer connects, or cannot be reached. It must return quickly. Default: nobody.
 	OnPeer func(PeerEvent)
 	// Receivers is how many goroutines receive from each of the sockets that all peers use. What comes from one address and port
-	// always comes to the same. Default: one, as on systems that cannot divide it.
+	// always comes to the same. At most 64. Default: one, as on systems that cannot divide it.
 	Receivers int
 	// MTU is the size in bytes of the largest packets that peers are sent, that of a TUN device. Paths are probed for what such
-	// packets need, and no more. Default: DefaultMTU.
+	// packets need, and no more. At most 65,535. Default: DefaultMTU.
 	MTU int
 	// OnMTU is told when [Peer.MTU] has changed. It must return quickly. Default: nobody.
 	OnMTU func(*Peer)
 	// NoBeacons keeps the Host from looking for listed peers on local networks, and from answering those that do.
 	NoBeacons bool
 	// KeepAlive is how long an ordered stream may be silent before an empty message is sent. Default: 5 s,
-	// as in npm hyperdht.
+	// as in npm hyperdht. Negative: never.
 	KeepAlive time.Duration
 	// RelayThrough are the keys of relays to meet peers at while there is no direct path to them, besides listed peers
 	// that are connected and offer to relay. [Host.RelayThrough] changes it.
@@ -180,6 +183,12 @@ func New(cfg Config) (*Host, error) {
 	if h.cfg.MTU == 0 {
 		h.cfg.MTU = DefaultMTU
 	}
+	switch {
+	case h.cfg.MTU < 0 || h.cfg.MTU > maxConfigMTU:
+		return nil, fmt.Errorf("session: Config.MTU is %d, not between 0 and %d", h.cfg.MTU, maxConfigMTU)
+	case h.cfg.Receivers < 0 || h.cfg.Receivers > maxReceivers:
+		return nil, fmt.Errorf("session: Config.Receivers is %d, not between 0 and %d", h.cfg.Receivers, maxReceivers)
+	}
 	if !h.cfg.Addr.IsValid() {
 		h.cfg.Addr = netip.IPv4Unspecified()
 	}
@@ -273,7 +282,8 @@ func (h *Host) closeSockets() error {
 	return err
 }
 
-// Node returns the Host's DHT node.
+// Node returns the Host's DHT node, which ends with the Host. While it is suspended ([dht.Node.Suspend]) peers are neither looked
+// for nor found; streams and tunnels go on.
 func (h *Host) Node() *dht.Node { return h.node }
 
 // Addr returns the local address of the server socket.

@@ -105,6 +105,11 @@ func (l *Listener) Announced(ctx context.Context) error {
 	return err
 }
 
+// Addresses returns the addresses at which a handshake for the key is tried best: our own if anyone can reach it, then nodes that
+// forward to us; at most three, and none before [Listener.Announced]. Who has them, as [DialConfig].Relays, need not look for the
+// key: they are what [dht.Node.Announce] stores under a topic. The caller owns the slice.
+func (l *Listener) Addresses() []netip.AddrPort { return l.ann.Addresses() }
+
 // Refresh announces again at once, as after a change of network.
 func (l *Listener) Refresh() { l.ann.Refresh() }
 
@@ -130,8 +135,8 @@ func (KeyAddr) Network() string { return "hyperdht" }
 // String returns the key in z-base-32.
 func (a KeyAddr) String() string { return key.Public(a).String() }
 
-// Close withdraws the announcement, which it waits for, but not longer than two seconds, and ends what has not been
-// accepted. Accepted connections and tunnels live on.
+// Close withdraws the announcement, which it waits for, but not longer than two seconds, and breaks off streams that have not
+// been accepted. Accepted connections and tunnels live on.
 func (l *Listener) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
@@ -154,7 +159,8 @@ func (l *Listener) shutdown(ctx context.Context) error {
 	l.mu.Unlock()
 
 	l.slots.close()
-	err := errors.Join(l.ann.Close(ctx), l.endAccepted())
+	err := l.ann.Close(ctx)
+	l.endAccepted()
 	h := l.host
 	h.mu.Lock()
 	h.listeners = slices.DeleteFunc(h.listeners, func(o *Listener) bool { return o == l })
@@ -162,14 +168,14 @@ func (l *Listener) shutdown(ctx context.Context) error {
 	return err
 }
 
-// endAccepted ends the streams that nobody has accepted.
-func (l *Listener) endAccepted() (err error) {
+// endAccepted breaks off the streams that nobody has accepted.
+func (l *Listener) endAccepted() {
 	for {
 		select {
 		case c := <-l.accepted:
-			err = errors.Join(err, c.Close())
+			c.Reset(net.ErrClosed) // nobody reads what it has brought, so it must not seem to have arrived
 		default:
-			return err
+			return
 		}
 	}
 }
@@ -431,7 +437,7 @@ func (l *Listener) deliver(lk *link) {
 	select {
 	case l.accepted <- c:
 		if isClosed(l.closed) { // nobody accepts any more, and Close may have looked already
-			_ = l.endAccepted() // the client's loss
+			l.endAccepted()
 		}
 		return
 	default:

@@ -83,7 +83,8 @@ func ParsePublic(s string) (Public, error) {
 	return Public{}, fmt.Errorf("%w: it has %d characters, a key has 52 (z-base-32) or 64 (hex)", ErrInvalid, len(text))
 }
 
-// String returns the key as 52 characters of z-base-32.
+// String returns the key as 52 characters of z-base-32. Package fmt's %v and %s print that; its %x prints the digits of this
+// text, and not [Public.Hex].
 func (k Public) String() string { return z32.EncodeToString(k[:]) }
 
 // Hex returns the key as 64 hex digits.

@@ -230,8 +230,8 @@ func (c *Conn) Close() error {
 }
 
 // Reset ends the stream at once, in both directions, as far as the transport can (see [Raw]): the peer reads an error
-// and not the end, and what was not delivered is dropped. Reads and writes fail with err, or the transport's error for
-// a stream that is closed. It waits as Close does, which need not be called any more.
+// and not the end, and what was not delivered is dropped. Reads and writes fail with err or as after Close; [Conn.Err]
+// returns err. It waits as Close does, which need not be called any more.
 func (c *Conn) Reset(err error) {
 	c.fail(err)
 	c.Close() //nolint:errcheck // the transport has ended
