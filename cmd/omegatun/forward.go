@@ -125,12 +125,12 @@ func listenTCP(ctx context.Context, f forwarding) (net.Listener, error) {
 		return nil, exit.New(exit.Permission, "may not listen on TCP port %s: %w", addr, err).WithTry("a port above 1023")
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
-	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		err = exit.Wrap(exit.Usage, err, "cannot listen on %s: this machine does not have that address", addr)
-	default:
-		err = exit.New(exit.Usage, "cannot listen on %s: %w", addr, err)
 	}
-	return nil, exit.From(err).WithTry("an address of this machine (ip address lists them), * for all, or none for 127.0.0.1")
+	failure := exit.New(exit.Usage, "cannot listen on %s: %w", addr, err)
+	if errors.Is(err, syscall.EADDRNOTAVAIL) {
+		failure = exit.Wrap(exit.Usage, err, "cannot listen on %s: this machine does not have that address", addr)
+	}
+	return nil, failure.WithTry("an address of this machine (ip address lists them), * for all, or none for 127.0.0.1")
 }
 
 // forwarded is a port that is being forwarded.

@@ -147,9 +147,9 @@ Root and every other user have keys and lists of peers of their own: the machine
 		}
 		return err.WithTry("omegatun help, for a list of them")
 	}
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
 		reason, _, _ := strings.Cut(err.Error(), ": strconv.") // a name of Go's tells nobody anything
-		return exit.Wrap(exit.Usage, err, "%s", reason).WithTry("%s --help", cmd.CommandPath())
+		return exit.Wrap(exit.Usage, err, "%s", reason)
 	})
 	e.addFlags(root.PersistentFlags())
 	root.AddGroup(groups...)
@@ -184,12 +184,11 @@ func newHelp() *cobra.Command {
 // takes returns a check that there are between least and most positional arguments, most < 0 for any number.
 func takes(least, most int) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
-		try := cmd.CommandPath() + " --help"
 		switch {
 		case len(args) < least:
-			return exit.New(exit.Usage, "%s needs more arguments: %s", cmd.CommandPath(), cmd.UseLine()).WithTry("%s", try)
+			return exit.New(exit.Usage, "%s needs more arguments: %s", cmd.CommandPath(), cmd.UseLine())
 		case most >= 0 && len(args) > most:
-			return exit.New(exit.Usage, "%q is one argument too many", args[most]).WithTry("%s", try)
+			return exit.New(exit.Usage, "%q is one argument too many", args[most])
 		}
 		return nil
 	}
@@ -200,8 +199,7 @@ func needsSubcommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return cmd.Help()
 	}
-	return exit.New(exit.Usage, "there is no command %q", strings.TrimPrefix(cmd.CommandPath(), "omegatun ")+" "+args[0]).
-		WithTry("%s --help", cmd.CommandPath())
+	return exit.New(exit.Usage, "there is no command %q", strings.TrimPrefix(cmd.CommandPath(), "omegatun ")+" "+args[0])
 }
 
 // optionalBootstrap puts a value behind each --bootstrap that has none, which is how a node says that it is the
