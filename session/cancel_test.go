@@ -18,13 +18,7 @@ func TestCancelledDialLeavesNothing(t *testing.T) {
 		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
 		ha, hb, _, _ := w.homes()
 		a, b := w.end(ha), w.end(hb)
-		l, err := b.Listen(b.cfg.Identity, ListenConfig{Admit: func(Caller) error { return nil }})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := l.Announced(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		b.listenWith(t, ListenConfig{Admit: func(Caller) error { return nil }})
 		sockets := func() int {
 			a.mu.Lock()
 			defer a.mu.Unlock()
@@ -73,13 +67,7 @@ func TestClosedListenerEndsWhatIsNotAccepted(t *testing.T) {
 		a, b := w.end(ha), w.end(hb)
 		connected := 0
 		for after := time.Duration(0); after < 600*time.Millisecond; after += 5 * time.Millisecond {
-			l, err := b.Listen(b.cfg.Identity, ListenConfig{Admit: func(Caller) error { return nil }})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := l.Announced(t.Context()); err != nil {
-				t.Fatal(err)
-			}
+			l := b.listenWith(t, ListenConfig{Admit: func(Caller) error { return nil }})
 			closed := make(chan error, 1)
 			time.AfterFunc(after, func() { closed <- l.Close() })
 			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)

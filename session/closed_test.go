@@ -19,13 +19,7 @@ func TestCloseEndsDials(t *testing.T) {
 		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
 		ha, hb, _, _ := w.homes()
 		b := w.end(hb)
-		l, err := b.Listen(b.cfg.Identity, ListenConfig{Admit: func(Caller) error { return nil }})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := l.Announced(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		b.listenWith(t, ListenConfig{Admit: func(Caller) error { return nil }})
 		stages := make(map[Stage]int)
 		for after := time.Duration(0); ; after += 10 * time.Millisecond {
 			a := w.end(ha)
@@ -44,6 +38,7 @@ func TestCloseEndsDials(t *testing.T) {
 				t.Errorf("close after %v took %v", after, took)
 			}
 			synctest.Wait()
+			var err error
 			select {
 			case err = <-dialled:
 			default:
@@ -73,13 +68,7 @@ func TestStreamsThatNobodyAcceptsBreak(t *testing.T) {
 		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
 		ha, hb, _, _ := w.homes()
 		b := w.end(hb)
-		l, err := b.Listen(b.cfg.Identity, ListenConfig{Admit: func(Caller) error { return nil }})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := l.Announced(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		l := b.listenWith(t, ListenConfig{Admit: func(Caller) error { return nil }})
 		a := w.end(ha)
 		c, err := a.Dial(t.Context(), b.public(), DialConfig{})
 		if err != nil {
@@ -183,14 +172,8 @@ func TestRefusalIsNoSearch(t *testing.T) {
 		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
 		ha, hb, _, _ := w.homes()
 		a, b := w.end(ha), w.end(hb)
-		l, err := b.Listen(b.cfg.Identity, ListenConfig{Admit: func(Caller) error { return errors.New("no") }})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := l.Announced(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		_, err = a.Dial(t.Context(), b.public(), DialConfig{})
+		b.listenWith(t, ListenConfig{Admit: func(Caller) error { return errors.New("no") }})
+		_, err := a.Dial(t.Context(), b.public(), DialConfig{})
 		if d, ok := errors.AsType[*DialError](err); !ok || !errors.Is(err, ErrNoAnswer) || d.Stage != StageHandshake {
 			t.Errorf("refused: %v", err)
 		}

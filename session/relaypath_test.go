@@ -352,7 +352,7 @@ func TestListedPeersRelayWithoutBeingNamed(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		l, err := r.Listen(r.cfg.Identity, ListenConfig{
+		r.listenWith(t, ListenConfig{
 			Tunnels: true,
 			Admit: func(c Caller) error {
 				if r.Peer(c.Key) == nil {
@@ -362,12 +362,6 @@ func TestListedPeersRelayWithoutBeingNamed(t *testing.T) {
 			},
 			Relay: func(k key.Public) bool { return r.Peer(k) != nil },
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := l.Announced(t.Context()); err != nil {
-			t.Fatal(err)
-		}
 		ha, hb, _, _ := w.behind(lab.Symmetric, lab.Symmetric)
 		a, b := w.end(ha, keyOf("b"), keyOf("r")), w.end(hb, keyOf("a"))
 		b.listen(t)
@@ -388,15 +382,9 @@ func TestRelayIsSwitchedOnAndOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, lab.Config{Seed: 1, Latency: 15 * time.Millisecond})
 		r := w.end(w.net.Host("r", pubR), keyOf("a"), keyOf("b"))
-		l, err := r.Listen(r.cfg.Identity, ListenConfig{
+		r.listenWith(t, ListenConfig{
 			Tunnels: true, Admit: func(Caller) error { return nil }, Relay: func(key.Public) bool { return true },
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := l.Announced(t.Context()); err != nil {
-			t.Fatal(err)
-		}
 		ha, hb, _, _ := w.behind(lab.Symmetric, lab.Symmetric)
 		a, b := w.end(ha, keyOf("b"), keyOf("r")), w.end(hb, keyOf("a"), keyOf("r"))
 		b.listen(t)
@@ -442,13 +430,7 @@ func TestRelayOfOneConnection(t *testing.T) {
 				} else {
 					dial.RelayThrough = []key.Public{keyOf("r")}
 				}
-				l, err := b.Listen(b.cfg.Identity, listen)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if err := l.Announced(t.Context()); err != nil {
-					t.Fatal(err)
-				}
+				b.listenWith(t, listen)
 				c, err := a.Dial(t.Context(), b.public(), dial)
 				if err != nil {
 					t.Fatal(err)

@@ -65,12 +65,18 @@ func (w *world) endAs(at *lab.Host, id key.Private, listed ...key.Public) *end {
 // listen makes the end reachable by those it lists.
 func (e *end) listen(t *testing.T) *Listener {
 	t.Helper()
-	l, err := e.Listen(e.cfg.Identity, ListenConfig{Tunnels: true, Admit: func(c Caller) error {
+	return e.listenWith(t, ListenConfig{Tunnels: true, Admit: func(c Caller) error {
 		if e.Peer(c.Key) == nil {
 			return errors.New("not listed")
 		}
 		return nil
 	}})
+}
+
+// listenWith listens for the end's key, and waits until it can be found.
+func (e *end) listenWith(t *testing.T, cfg ListenConfig) *Listener {
+	t.Helper()
+	l, err := e.Listen(e.cfg.Identity, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
